@@ -1,0 +1,74 @@
+"""tensorprog: a network written once as a tensor program, and every view of it from that one description.
+
+```python
+>>> import jax, jax.numpy as jnp, tensorprog as tp
+>>> def mlp(x):
+...     n = tp.Width("n")                                    # a dimension that goes to infinity
+...     W = tp.weight("W", n, x.features, var=2.0)           # entries N(0, var/cols)
+...     h = tp.nonlin(jax.nn.relu, W @ x + tp.bias("b", n, var=0.1))
+...     return tp.weight("v", 1, n) @ h                      # readout
+>>> program = tp.trace(mlp, tp.Input(3))                     # print(program) shows the listing
+>>> x = jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+>>> K = tp.ntk(program, x)                                   # (2, 2), symmetric; tp.nngp, tp.kernels likewise
+>>> params = tp.init(program, jax.random.key(0), width=512)  # the finite network
+>>> y = tp.apply(program, params, x)                         # (2,)
+
+```
+
+The views: `print`, `check`, `recursion` say what the program is; `init`, `apply` are the finite network; `nngp`, `ntk`,
+`kernels`, `ntk_by_parameter`, `second_moment` its limit; `empirical` the finite-width kernels of any JAX function;
+`compare` finite against limit.
+"""
+
+from tensorprog import empirical, functions, nets
+from tensorprog.comparison import Comparison, compare
+from tensorprog.errors import ProgramError
+from tensorprog.interpret.check import Reason, Report, check
+from tensorprog.interpret.finite import apply, init
+from tensorprog.interpret.recursion import Recursion, recursion
+from tensorprog.ir import Input
+from tensorprog.kernel import Bounds, Kernels, kernels, nngp, ntk, ntk_by_parameter, second_moment
+from tensorprog.program import Program
+from tensorprog.tracing.builder import Width
+from tensorprog.tracing.declare import bias, weight
+from tensorprog.tracing.run import moment, named, scalar, trace
+from tensorprog.tracing.sites import concat, mean, reshape, stack, sum  # noqa: A004
+from tensorprog.tracing.values import nonlin
+
+__all__ = [
+    "Bounds",
+    "Comparison",
+    "Input",
+    "Kernels",
+    "Program",
+    "ProgramError",
+    "Reason",
+    "Recursion",
+    "Report",
+    "Width",
+    "apply",
+    "bias",
+    "check",
+    "compare",
+    "concat",
+    "empirical",
+    "functions",
+    "init",
+    "kernels",
+    "mean",
+    "moment",
+    "named",
+    "nets",
+    "nngp",
+    "nonlin",
+    "ntk",
+    "ntk_by_parameter",
+    "recursion",
+    "reshape",
+    "scalar",
+    "second_moment",
+    "stack",
+    "sum",
+    "trace",
+    "weight",
+]

@@ -1,0 +1,95 @@
+"""Data as users hand it over: checked, made floating, one array for each input of the program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tensorprog.errors import ProgramError, bad_argument
+from tensorprog.ir import Structure
+from tensorprog.program import Program
+
+
+def require_program(program: object, caller: str) -> Program:
+    """The program, or a ProgramError that says how to make one."""
+    if not isinstance(program, Program):
+        raise ProgramError(f"{caller}: {program!r} is no Program; make one with tp.trace(fn, tp.Input(…))")
+    return program
+
+
+def is_concrete(array: jax.Array) -> bool:
+    """Whether an array has values now, outside any JAX transformation."""
+    try:
+        np.asarray(array[:0] if array.ndim else array)
+    except jax.errors.TracerArrayConversionError:
+        return False
+    return True
+
+
+def batch(structure: Structure, x: Any, name: str = "x1") -> tuple[jax.Array, ...]:
+    """One array (N, *sites, features) for each input, of one floating dtype.
+
+    **Raises:** `ProgramError` naming the argument for a wrong number of arrays, a wrong rank or feature count, N = 0,
+    values that are no numbers, NaN or infinite.
+    """
+    count = len(structure.inputs)
+    values = x if isinstance(x, tuple) else (x,) if count == 1 else tuple(x) if isinstance(x, list) else (x,)
+    if count == 0:
+        if x is not None:
+            raise bad_argument(name, "the program has no inputs", "leave it out")
+        return ()
+    if len(values) != count:
+        raise bad_argument(name, f"{len(values)} arrays for {count} inputs", "give a tuple with one array for each input")
+    arrays = [_array(v, name) for v in values]
+    dtype = jnp.result_type(*arrays)
+    dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
+    for array, input_ in zip(arrays, structure.inputs, strict=True):
+        _check_shape(array, input_.shape, name)
+    if len({array.shape[0] for array in arrays}) > 1:
+        raise bad_argument(name, "the inputs have different numbers of examples", "give each input the same N")
+    return tuple(_finite(array.astype(dtype), name) for array in arrays)
+
+
+def _array(value: Any, name: str) -> jax.Array:
+    if isinstance(value, jax.Array):
+        array = value
+    else:
+        try:
+            raw = np.asarray(value)
+        except ValueError as error:
+            raise bad_argument(name, f"not an array ({error})", "give numbers of one shape for each example") from None
+        if raw.dtype.kind not in "fiub":
+            raise bad_argument(name, f"holds {raw.dtype}, not numbers", "convert it to floating point numbers first")
+        array = jnp.asarray(raw)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise bad_argument(name, "holds complex numbers", "give real numbers")
+    return array
+
+
+def _check_shape(array: jax.Array, shape: tuple[int, ...], name: str) -> None:
+    wanted = "(N, " + ", ".join(str(s) for s in shape) + ")"
+    if array.ndim != len(shape) + 1:
+        hint = f"add the batch axis: {name}[None]" if array.shape == shape else f"give an array {wanted}"
+        raise bad_argument(name, f"has shape {array.shape}, the program's input is {wanted}", hint)
+    if array.shape[1:] != shape:
+        what = "features" if array.shape[-1] != shape[-1] else "sites"
+        raise bad_argument(
+            name, f"has shape {array.shape}, the program's input is {wanted}: {what} do not match",
+            "reshape the data, or trace the program with another tp.Input",
+        )  # fmt: skip
+    if array.shape[0] == 0:
+        raise bad_argument(name, "has no examples (N = 0)", "give at least one")
+
+
+def _finite(array: jax.Array, name: str) -> jax.Array:
+    if is_concrete(array):
+        bad = ~np.isfinite(np.asarray(array))
+        if bad.any():
+            where = ", ".join(str(int(i)) for i in np.argwhere(bad)[0])
+            raise bad_argument(
+                name, f"NaN or infinite at [{where}] ({int(bad.sum())} such values)", "remove or impute them first"
+            )
+    return array

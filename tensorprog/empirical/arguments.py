@@ -1,0 +1,169 @@
+"""What a user may pass to the empirical kernels, and the texts that say so when it is something else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+
+def function_of(f: Any) -> Callable[[Any, Any], Array]:
+    """f, which must be a function of (params, x)."""
+    if not callable(f):
+        raise TypeError(f"f must be a function f(params, x) -> outputs, got {described(f)}.")
+    return f
+
+
+def batches(x1: PyTree, x2: PyTree | None) -> tuple[PyTree, PyTree | None]:
+    x1 = _batch(x1, "x1")
+    if x2 is None:
+        return x1, None
+    x2 = _batch(x2, "x2")
+    if jax.tree.structure(x1) != jax.tree.structure(x2):
+        raise ValueError(
+            f"x1 and x2 must be the same kind of pytree, got {jax.tree.structure(x1)} and {jax.tree.structure(x2)}."
+        )
+    for a, b in zip(jax.tree.leaves(x1), jax.tree.leaves(x2), strict=True):
+        if a.shape[1:] != b.shape[1:]:
+            raise ValueError(f"x1 and x2 must agree in all axes but the first, got shapes {a.shape} and {b.shape}.")
+    return x1, x2
+
+
+def _batch(x: PyTree, name: str) -> PyTree:
+    def array(leaf: Any) -> Array:
+        try:
+            leaf = jnp.asarray(leaf)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name} must be an array or a pytree of arrays; it has {described(leaf)}.") from error
+        if leaf.ndim == 0:
+            raise ValueError(
+                f"every leaf of {name} needs a leading axis of examples, and one is a single number: pass an array of"
+                " shape (N, ...), jnp.asarray(...) for a list of lists."
+            )
+        return leaf
+
+    x = jax.tree.map(array, x)
+    lengths = sorted({leaf.shape[0] for leaf in jax.tree.leaves(x)})
+    if not lengths:
+        raise TypeError(f"{name} holds no array: pass an array, or a pytree of arrays, with leading axis N.")
+    if len(lengths) > 1:
+        raise ValueError(f"the leaves of {name} disagree about the number of examples, their first axis: {lengths}.")
+    if lengths == [0]:
+        raise ValueError(f"{name} has no examples (N = 0): pass at least one.")
+    return x
+
+
+def partition(params: PyTree) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
+    """The floating arrays of `params`, and the function that puts them back among the other leaves."""
+    leaves, structure = jax.tree.flatten(params)
+    trained = [_is_trained(leaf) for leaf in leaves]
+    theta = [jnp.asarray(leaf) for leaf, yes in zip(leaves, trained, strict=True) if yes]
+    if sum(leaf.size for leaf in theta) == 0:
+        raise ValueError(
+            "params has no parameters: no leaf is an array of floating dtype. Pass arrays, jnp.asarray(1.0) for 1.0."
+        )
+
+    def merge(theta: list[Array]) -> PyTree:
+        new = iter(theta)
+        full = [next(new) if yes else leaf for leaf, yes in zip(leaves, trained, strict=True)]
+        return jax.tree.unflatten(structure, full)
+
+    return theta, merge
+
+
+def _is_trained(leaf: Any) -> bool:
+    if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+        return False
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        raise TypeError("params has a complex leaf: the NTK is defined for real parameters; pass its two parts.")
+    return bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+def multipliers_of(lr: PyTree | None, params: PyTree) -> list[Any]:
+    """The multiplier of each floating array of `params`, None for 1."""
+    leaves = jax.tree.leaves(params)
+    if lr is None:
+        return [None for leaf in leaves if _is_trained(leaf)]
+    try:
+        each = jax.tree.leaves(jax.tree.broadcast(lr, params))
+    except ValueError as error:
+        raise ValueError(
+            "lr must be a pytree prefix of params: one number, or a number for each parameter or subtree of them."
+            f" {error}"
+        ) from error
+    chosen = [(m, leaf) for m, leaf in zip(each, leaves, strict=True) if _is_trained(leaf)]
+    for m, leaf in chosen:
+        if not _is_multiplier(m, leaf.shape):
+            raise ValueError(f"lr has {described(m)}: pass a number, or an array that broadcasts to {leaf.shape}.")
+    return [m for m, _ in chosen]
+
+
+def _is_multiplier(m: Any, shape: tuple[int, ...]) -> bool:
+    try:
+        m = jnp.asarray(m)
+        return jnp.issubdtype(m.dtype, jnp.number) and np.broadcast_shapes(m.shape, shape) == shape
+    except (TypeError, ValueError):
+        return False
+
+
+def output_shape(f: Callable[[PyTree], Any], x: PyTree) -> tuple[int, ...]:
+    """The shape of one example's outputs; found, without computing anything, from batches of two and of one."""
+    for n in (2, 1):
+        batch = jax.tree.map(lambda leaf, n=n: jax.ShapeDtypeStruct((n, *leaf.shape[1:]), leaf.dtype), x)
+        out = jax.eval_shape(f, batch)
+        if not isinstance(out, jax.ShapeDtypeStruct):
+            raise TypeError(f"f must return one array, got {described(out)}: choose one of its outputs.")
+        if not jnp.issubdtype(out.dtype, jnp.floating):
+            raise TypeError(f"f must return a floating array, got dtype {out.dtype}: its outputs have no derivatives.")
+        if out.shape[:1] != (n,):
+            raise ValueError(
+                f"f must keep the leading axis of examples, f(params, x) -> (N, ...): for {n} of them it returns shape"
+                f" {out.shape}."
+            )
+        if math.prod(out.shape) == 0:
+            raise ValueError(f"f must return at least one output an example, got shape {out.shape}.")
+    return out.shape[1:]
+
+
+def split_axes(shape: tuple[int, ...], trace_axes: int | Sequence[int]) -> tuple[list[int], list[int]]:
+    """The output axes that are kept and those that are traced."""
+    if isinstance(trace_axes, int):
+        trace_axes = () if trace_axes == -1 and not shape else (trace_axes,)
+    for axis in trace_axes:
+        if not isinstance(axis, int) or not -len(shape) <= axis < len(shape):
+            raise ValueError(
+                f"trace_axes has {axis!r}, and an example's outputs have shape {shape}: pass axes of these, the axis of"
+                " examples not counted, or () for the full kernel."
+            )
+    traced = sorted({axis % len(shape) for axis in trace_axes})
+    if len(traced) < len(trace_axes):
+        raise ValueError(f"trace_axes={tuple(trace_axes)} names an axis twice.")
+    return [axis for axis in range(len(shape)) if axis not in traced], traced
+
+
+def batch_limit(batch_size: int | None, default: int) -> int:
+    if batch_size is None:
+        return default
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive integer or None, got {batch_size!r}.")
+    return int(batch_size)
+
+
+def seeds_of(seeds: int | Sequence[int]) -> list[int]:
+    each = list(range(seeds)) if isinstance(seeds, int | np.integer) else [int(seed) for seed in seeds]
+    if not each:
+        raise ValueError(f"seeds={seeds!r} leaves nothing to average: pass a positive number of draws, or the seeds.")
+    return each
+
+
+def described(thing: Any) -> str:
+    """A short description of a wrong argument."""
+    if isinstance(thing, jax.Array | np.ndarray):
+        return f"an array of shape {thing.shape}"
+    text = repr(thing)
+    return f"{type(thing).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

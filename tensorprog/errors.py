@@ -1,0 +1,35 @@
+"""The one exception of the library, and how its texts are put together.
+
+A user's mistake is a `ProgramError`: where it stands (file:line), the instruction as it would be printed, why it cannot
+be, and what to write instead. A broken invariant of our own is an `assert` with words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class ProgramError(Exception):
+    """What the user wrote cannot be a tensor program, or cannot be computed; the text says what to write instead."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the user's source."""
+
+    file: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.file.rsplit('/', 1)[-1]}:{self.number}"
+
+
+def problem(line: Line | None, instruction: str, why: str, remedy: str) -> ProgramError:
+    """A ProgramError at a line of the user's: the instruction, why it is refused, what to write instead."""
+    where = f"{line.file}:{line.number}" if line is not None else "in the program"
+    return ProgramError(f"{where}: {instruction}\n  {why}\n  {remedy}")
+
+
+def bad_argument(argument: str, why: str, remedy: str) -> ProgramError:
+    """A ProgramError about an argument of a public function."""
+    return ProgramError(f"{argument}: {why}; {remedy}")

@@ -1,0 +1,1 @@
+"""Interpreters: one program, several answers."""

@@ -1,0 +1,305 @@
+"""Nonlins of Nonlins composed into one function of Gaussians.
+
+A Nonlin's output is F(g¹, …, gᵏ; θ) for Gaussian vectors g: F is an expression over slots (the Gaussians, centred) and
+number slots, static and hashable, so that equations with one F are one group and compile once.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, assert_never
+
+import numpy as np
+
+from tensorprog.functions.base import IDENTITY, ONE, Elementwise, elementwise, product, shifted
+from tensorprog.functions.frozen import Function, freeze
+from tensorprog.interpret.linear import Ids, Linear
+from tensorprog.ir import Gather, LinComb, Nonlin, Num, SiteSum
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The i-th Gaussian."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Value:
+    """The i-th number."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """fn(args…), with the numbers that fn captured."""
+
+    fn: Function
+    args: tuple[Expr, ...]
+    numbers: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Σ value · expression + Σ value."""
+
+    terms: tuple[tuple[Value | None, Expr], ...]
+    constants: tuple[Value, ...] = ()
+
+
+Expr = Slot | Value | Call | Sum
+MULTIPLY: Function = freeze(operator.mul)[0]
+
+
+def evaluate(expr: Expr, gaussians: Sequence[Any], numbers: Sequence[Any]) -> Any:
+    """The expression's value at coordinates of its Gaussians."""
+    match expr:
+        case Slot(index=index):
+            return gaussians[index]
+        case Value(index=index):
+            return numbers[index]
+        case Call(fn=fn, args=args, numbers=own):
+            values = [evaluate(a, gaussians, numbers) for a in args]
+            return fn(*values, numbers=tuple(numbers[v.index] for v in own))
+        case Sum(terms=terms, constants=constants):
+            parts = [evaluate(e, gaussians, numbers) for _, e in terms]
+            scaled = [p if v is None else numbers[v.index] * p for (v, _), p in zip(terms, parts, strict=True)]
+            return reduce(operator.add, [*scaled, *(numbers[c.index] for c in constants)])
+        case _ as never:
+            assert_never(never)
+
+
+def slots(expr: Expr) -> frozenset[int]:
+    """The Gaussians that an expression reads."""
+    match expr:
+        case Slot(index=index):
+            return frozenset({index})
+        case Value():
+            return frozenset()
+        case Call(args=args):
+            return frozenset().union(*(slots(a) for a in args))
+        case Sum(terms=terms):
+            return frozenset().union(*(slots(e) for _, e in terms))
+        case _ as never:
+            assert_never(never)
+
+
+def factors(expr: Expr) -> list[Expr]:
+    """A product taken apart."""
+    if isinstance(expr, Call) and expr.fn == MULTIPLY:
+        return [f for argument in expr.args for f in factors(argument)]
+    return [expr]
+
+
+def multiply(parts: Sequence[Expr]) -> Expr | None:
+    """The product of expressions; None for the empty product."""
+    return reduce(lambda a, b: Call(MULTIPLY, (a, b)), parts) if parts else None
+
+
+@dataclass(frozen=True)
+class Tree:
+    """An expression as a function of Gaussians and then numbers, for functions that no table knows."""
+
+    expr: Expr
+    arity: int
+
+    def __call__(self, *arguments: Any) -> Any:
+        return evaluate(self.expr, arguments[: self.arity], arguments[self.arity :])
+
+
+@dataclass(frozen=True)
+class Vectorial:
+    """An expression as a function of all its Gaussians in one array, and of numbers."""
+
+    expr: Expr
+
+    def __call__(self, z: Any, numbers: Sequence[Any]) -> Any:
+        return evaluate(self.expr, z, numbers)
+
+
+def text(expr: Expr) -> str:
+    """A function's name for listings."""
+    match expr:
+        case Slot():
+            return "z"
+        case Value(index=index):
+            return f"θ{index + 1}"
+        case Call(fn=fn, args=args):
+            if fn == MULTIPLY:
+                return "·".join(text(a) for a in args)
+            inner = ", ".join(text(a) for a in args)
+            return fn.name if inner == "z" else f"{fn.name}({inner})"
+        case Sum(terms=terms, constants=constants):
+            parts = [text(e) if v is None else f"{text(v)} {text(e)}" for v, e in terms]
+            return "(" + " + ".join(parts + [text(c) for c in constants]) + ")"
+        case _ as never:
+            assert_never(never)
+
+
+def unary(expr: Expr | None, count: int) -> tuple[Elementwise, tuple[int, ...]]:
+    """An expression of one Gaussian as an elementwise function, and which of the `count` numbers it takes, in order."""
+    if expr is None:
+        return ONE, ()
+    match expr:
+        case Slot():
+            return IDENTITY, ()
+        case Call(fn=fn, args=(Slot(),), numbers=numbers):
+            return elementwise(fn, len(numbers)), tuple(v.index for v in numbers)
+        case Call(fn=fn, args=(Sum(terms=((None, Slot()),), constants=constants),), numbers=numbers):
+            phi = elementwise(fn, len(numbers))
+            for _ in constants:
+                phi = shifted(phi)
+            return phi, (*(v.index for v in numbers), *(c.index for c in constants))
+        case Call(fn=fn, args=(left, right)) if fn == MULTIPLY and slots(left) and slots(right):
+            (phi, first), (psi, second) = unary(left, count), unary(right, count)
+            return product(phi, psi), first + second
+        case _:
+            moved = Tree(_renumbered(expr), 1)
+            return Elementwise(moved, count, None, text(expr)), tuple(range(count))
+
+
+def _renumbered(expr: Expr) -> Expr:
+    """The same expression with its one Gaussian in slot 0."""
+    return remap(expr, {index: 0 for index in slots(expr)}, 0)
+
+
+def remap(expr: Expr, gaussians: dict[int, int], offset: int) -> Expr:
+    """Slots renamed, numbers moved up by `offset`."""
+    match expr:
+        case Slot(index=index):
+            return Slot(gaussians[index])
+        case Value(index=index):
+            return Value(index + offset)
+        case Call(fn=fn, args=args, numbers=numbers):
+            moved = tuple(Value(v.index + offset) for v in numbers)
+            return Call(fn, tuple(remap(a, gaussians, offset) for a in args), moved)
+        case Sum(terms=terms, constants=constants):
+            return Sum(
+                tuple((v and Value(v.index + offset), remap(e, gaussians, offset)) for v, e in terms),
+                tuple(Value(c.index + offset) for c in constants),
+            )
+        case _ as never:
+            assert_never(never)
+
+
+@dataclass
+class Composite:
+    """F for some sites of a Nonlin: the expression, the Gaussians' positions and flat sites, the numbers."""
+
+    expr: Expr
+    gaussians: list[tuple[int, np.ndarray]]
+    numbers: list[Ids]
+
+
+class _Mixed(Exception):
+    """Sites of one vector that are made by different instructions: they have different functions."""
+
+    def __init__(self, parts: list[np.ndarray]):
+        self.parts = parts
+
+
+def composites(linear: Linear, position: int) -> list[tuple[np.ndarray, Composite]]:
+    """A Nonlin as functions of Gaussians: groups of flat sites, each with its composite."""
+
+    def build(sites: np.ndarray) -> list[tuple[np.ndarray, Composite]]:
+        composer = _Composer(linear)
+        try:
+            expr = composer.expr(position, sites)
+        except _Mixed as mixed:
+            return [piece for part in mixed.parts for piece in build(sites[part])]
+        return [(sites, Composite(expr, composer.gaussians, composer.numbers))]
+
+    return build(np.arange(linear.size(position)))
+
+
+class _Composer:
+    def __init__(self, linear: Linear):
+        self.linear = linear
+        self.gaussians: list[tuple[int, np.ndarray]] = []
+        self.numbers: list[Ids] = []
+
+    def number(self, ids: Ids) -> Value:
+        self.numbers.append(ids)
+        return Value(len(self.numbers) - 1)
+
+    def slot(self, position: int, sites: np.ndarray) -> Expr:
+        """A Gaussian: its centred part in a slot, its mean added when it has one."""
+        for index, (other, where) in enumerate(self.gaussians):
+            if other == position and (where == sites).all():
+                break
+        else:
+            index = len(self.gaussians)
+            self.gaussians.append((position, sites))
+        means = self.linear.constant(position, sites[:, None])
+        if not means:
+            return Slot(index)
+        values = tuple(self.number(m if np.ndim(m) == 0 else m[:, 0]) for m in means)
+        return Sum(((None, Slot(index)),), values)
+
+    def expr(self, position: int, sites: np.ndarray) -> Expr:
+        linear = self.linear
+        if linear.gaussian(position):
+            return self.slot(position, sites)
+        shape = linear.sites(position)
+        match linear.instructions[position]:
+            case Nonlin(over=over) if over is not None:
+                raise linear.refuse(
+                    position, "a function over a site axis meets a Gaussian at each of those sites",
+                    "the kernel interpreter takes functions of up to two Gaussians; use tp.apply",
+                )  # fmt: skip
+            case Nonlin(fn=fn, numbers=numbers, vectors=vectors, scalars=scalars):
+                args = [self.expr(v, linear.broadcast(v, shape)[sites]) for v in vectors]
+                for ref in scalars:
+                    if not isinstance(ref, Num):
+                        raise linear.refuse(
+                            position, "a Moment, or a function of one, enters this Nonlin",
+                            "the kernel interpreter takes programs whose Nonlins act on Gaussian vectors; use tp.apply",
+                        )  # fmt: skip
+                    args.append(self.value(ref, shape, sites))
+                return Call(fn, tuple(args), tuple(self.number(linear.number(n, ())) for n in numbers))
+            case LinComb(terms=terms, constants=constants):
+                return self.combination(terms, constants, shape, sites)
+            case Gather(xs=xs, source=source):
+                return self.gathered(xs, source.array.reshape(-1)[sites])
+            case SiteSum(x=x, axes=axes):
+                below, _ = linear.summed(position, x, axes, sites[:, None], 1)
+                parts = [(None, self.expr(x, below[:, k])) for k in range(below.shape[1])]
+                return Sum(tuple(parts))
+            case _:
+                raise AssertionError(f"instruction {position} is no vector")
+
+    def value(self, ref: Num, shape: Any, sites: np.ndarray) -> Value:
+        ids = self.linear.number(ref, shape)
+        return self.number(ids if np.ndim(ids) == 0 else ids[sites])
+
+    def combination(self, terms: Any, constants: Any, shape: Any, sites: np.ndarray) -> Expr:
+        """A sum: its Gaussian terms are one Gaussian together."""
+        linear = self.linear
+        gaussian = tuple((c, x) for c, x in terms if linear.gaussian(x))
+        rest = [(c, x) for c, x in terms if not linear.gaussian(x)]
+        parts: list[tuple[Value | None, Expr]] = []
+        if gaussian:
+            together = LinComb(gaussian)
+            parts.append((None, self.slot(linear.synthetic(together, shape), sites)))
+        for coef, x in rest:
+            ids = linear.coef(coef, shape)
+            value = None if coef.is_one else self.number(ids if np.ndim(ids) == 0 else ids[sites])
+            parts.append((value, self.expr(x, linear.broadcast(x, shape)[sites])))
+        values = []
+        for coef in constants:
+            ids = linear.coef(coef, shape)
+            values.append(self.number(ids if np.ndim(ids) == 0 else ids[sites]))
+        return Sum(tuple(parts), tuple(values))
+
+    def gathered(self, xs: tuple[int, ...], source: np.ndarray) -> Expr:
+        parts = self.linear.parts(xs, source)
+        if len(parts) > 1:
+            raise _Mixed([mine for _, mine, _ in parts])
+        x, _, own = parts[0]
+        return self.expr(x, own)
+
+

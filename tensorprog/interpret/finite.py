@@ -1,0 +1,242 @@
+"""The finite network: `init` draws parameters, `apply` runs the program at a finite width as a pure JAX function."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any, assert_never
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tensorprog.batch import batch, require_program
+from tensorprog.errors import bad_argument
+from tensorprog.gia import reached
+from tensorprog.ir import (
+    Bias,
+    BiasVector,
+    Coef,
+    Dim,
+    Gather,
+    InputVector,
+    LinComb,
+    MatMul,
+    Moment,
+    Nonlin,
+    Num,
+    Parameter,
+    ScalarFn,
+    ScalarRef,
+    SiteSum,
+    Structure,
+    VectorType,
+    Weight,
+    fan,
+)
+from tensorprog.program import Program
+
+Params = dict[str, jax.Array]
+
+
+def init(program: Program, key: jax.Array, width: int | Mapping[str, int]) -> Params:
+    """Parameters of the finite network: θ ~ N(0, var/scale²) by name (standard normals at the default scale).
+
+    Shapes: weights (*sites, *window, rows, cols), biases (*sites, n). Each parameter's key is derived from its name, so
+    adding a parameter does not change the others. `width` is one int (times each width's ratio) or one for each name.
+
+    **Raises:** `ProgramError` for a width below 1 or a name that is missing.
+    """
+    structure = require_program(program, "init").structure
+    sizes = widths(program, width)
+    dtype = jnp.result_type(float)
+    params = {}
+    for parameter in structure.parameters:
+        name_key = jax.random.fold_in(key, zlib.crc32(parameter.name.encode()) & 0x7FFFFFFF)
+        dims = (parameter.dim,) if isinstance(parameter, Bias) else (parameter.rows, parameter.cols)
+        window = () if isinstance(parameter, Bias) else parameter.window
+        shape = (*parameter.sites, *window, *(d if isinstance(d, int) else sizes[d] for d in dims))
+        var = jnp.asarray(program.leaves[parameter.var.index], dtype)
+        if parameter.scale is None:
+            deviation = jnp.where(var > 0, 1.0, 0.0).astype(dtype)
+        else:
+            deviation = _safe_sqrt(var) / jnp.asarray(program.leaves[parameter.scale.index], dtype)
+        params[parameter.name] = deviation * jax.random.normal(name_key, shape, dtype)
+    return params
+
+
+def widths(program: Program, width: int | Mapping[str, int]) -> dict[str, int]:
+    """The size of each width of a program.
+
+    **Raises:** `ProgramError` for a width below 1 or a name that is missing.
+    """
+    names = [name for name, _ in program.structure.widths]
+    if isinstance(width, Mapping):
+        missing = [name for name in names if name not in width]
+        if missing:
+            raise bad_argument("width", f"no size for {', '.join(missing)}", "give a size for each width, or one int")
+        sizes = {name: width[name] for name in names}
+    else:
+        ratios = {name: float(program.leaves[num.index]) for name, num in program.structure.widths}
+        if isinstance(width, bool) or not isinstance(width, int | np.integer):
+            raise bad_argument("width", f"{width!r} is no size", "give a positive int, or {name: int}")
+        sizes = {name: round(int(width) * ratios[name]) for name in names}
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+            raise bad_argument("width", f"the size of {name} is {size!r}", "give a positive int")
+    return {name: int(size) for name, size in sizes.items()}
+
+
+def apply(program: Program, params: Mapping[str, jax.Array], x: Any = None, *, at: str | None = None) -> Any:
+    """The finite network's outputs: y = f(params, x), a pure JAX function.
+
+    W = scale·θ/√fan and b = scale·θ + mean are formed inside (NTK parameterization). x is (N, *sites, features), or a
+    tuple for several inputs. A readout over sites S gives (N, *S) for one row, (N, *S, k) for k rows; a wide vector
+    (N, *S, n); a scalar (N, *S); a tuple of outputs a tuple. `at` names another vector or scalar of the listing.
+
+    **Raises:** `ProgramError` for data that do not fit, parameters that are missing, an unknown name.
+    """
+    structure = require_program(program, "apply").structure
+    outputs = structure.outputs
+    if at is not None:
+        position = structure.position(at)
+        if position is None:
+            known = ", ".join(n for n in structure.names if n is not None)
+            raise bad_argument("at", f"the program has no {at!r}", f"its names are {known}")
+        outputs = (position,)
+    missing = [p.name for p in structure.parameters if p.name not in params]
+    if missing:
+        raise bad_argument("params", f"no {', '.join(missing)}", "take them from tp.init(program, key, width)")
+    arrays = batch(structure, x, "x")
+    if not arrays:
+        results = run(program, params, (), outputs)
+    else:
+        results = jax.vmap(lambda *one: run(program, params, one, outputs))(*arrays)
+    return results[0] if at is not None or structure.single else results
+
+
+def run(
+    program: Program, params: Mapping[str, jax.Array], inputs: tuple[jax.Array, ...], outputs: tuple[int, ...]
+) -> tuple[jax.Array, ...]:
+    """The given instructions' values for one example."""
+    structure = program.structure
+    values: dict[int, jax.Array] = {}
+    evaluator = _Evaluator(program, params, values)
+    for position in reached(structure, outputs):
+        values[position] = evaluator.instruction(position, inputs)
+    return tuple(_output(structure, position, values[position]) for position in outputs)
+
+
+def _output(structure: Structure, position: int, value: jax.Array) -> jax.Array:
+    type_ = structure.types[position]
+    return value[..., 0] if isinstance(type_, VectorType) and type_.space == "output" and type_.dim == 1 else value
+
+
+def _safe_sqrt(value: jax.Array) -> jax.Array:
+    """√value with derivative 0, not infinite, at 0."""
+    positive = value > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, value, 1.0)), 0.0)
+
+
+class _Evaluator:
+    """The values of one example's instructions, in program order."""
+
+    def __init__(self, program: Program, params: Mapping[str, jax.Array], values: dict[int, jax.Array]):
+        self.structure, self.leaves = program.structure, program.leaves
+        self.params, self.values = params, values
+        arrays = [*params.values()]
+        self.dtype = jnp.result_type(*arrays) if arrays else jnp.result_type(float)
+
+    def number(self, num: Num) -> jax.Array:
+        return jnp.asarray(self.leaves[num.index], self.dtype)
+
+    def scalar(self, ref: ScalarRef) -> jax.Array:
+        return self.number(ref) if isinstance(ref, Num) else self.values[ref]
+
+    def coef(self, coef: Coef) -> jax.Array:
+        return math.prod((self.scalar(f) for f in coef.factors), start=jnp.asarray(coef.constant, self.dtype))
+
+    def scale(self, parameter: Parameter) -> jax.Array:
+        if parameter.scale is not None:
+            return self.number(parameter.scale)
+        return _safe_sqrt(self.number(parameter.var))
+
+    def size(self, dim: Dim, vector: jax.Array) -> int:
+        return dim if isinstance(dim, int) else vector.shape[-1]
+
+    def matmul(self, weight: Weight, x: jax.Array, transposed: bool) -> jax.Array:
+        theta = self.params[weight.name]
+        cols = fan(weight) if isinstance(weight.cols, int) else fan(weight) * theta.shape[-1]
+        product = x @ (theta if transposed else theta.T)
+        return product * (self.scale(weight) / math.sqrt(cols))
+
+    def instruction(self, position: int, inputs: tuple[jax.Array, ...]) -> jax.Array:
+        structure, values = self.structure, self.values
+        match structure.instructions[position]:
+            case InputVector(input=index):
+                return inputs[index].astype(jnp.result_type(inputs[index].dtype, self.dtype))
+            case BiasVector(bias=index):
+                bias = structure.biases[index]
+                centred = self.scale(bias) * self.params[bias.name]
+                return centred if bias.mean is None else centred + self.number(bias.mean)
+            case MatMul(weight=weight, x=x, transposed=transposed):
+                return self.matmul(structure.weights[weight], values[x], transposed)
+            case LinComb():
+                return self.lincomb(position)
+            case Gather(xs=xs, source=source):
+                flat = [values[x].reshape(-1, values[x].shape[-1]) for x in xs]
+                return jnp.concatenate(flat)[source.array]
+            case SiteSum(x=x, axes=axes):
+                return values[x].sum(axes)
+            case Nonlin(fn=fn, numbers=numbers, vectors=vectors, scalars=scalars, over=over):
+                return self.pointwise(fn, numbers, vectors, scalars, over)
+            case Moment(fn=fn, numbers=numbers, vectors=vectors, scalars=scalars):
+                return self.pointwise(fn, numbers, vectors, scalars, None).mean(-1)
+            case ScalarFn(fn=fn, numbers=numbers, scalars=scalars):
+                arguments = [self.scalar(s) for s in scalars]
+                return fn(*arguments, numbers=tuple(self.number(n) for n in numbers))
+            case _ as never:
+                assert_never(never)
+
+    def lincomb(self, position: int) -> jax.Array:
+        instruction = self.structure.instructions[position]
+        assert isinstance(instruction, LinComb), "lincomb is for LinCombs"
+        terms = [self.coef(coef)[..., None] * self.values[x] for coef, x in instruction.terms]
+        constants = [self.coef(coef)[..., None] for coef in instruction.constants]
+        return sum([*terms[1:], *constants], start=terms[0])
+
+    def pointwise(
+        self,
+        fn: Any,
+        numbers: tuple[Num, ...],
+        vectors: tuple[int, ...],
+        scalars: tuple[ScalarRef, ...],
+        over: tuple[int, ...] | None,
+    ) -> jax.Array:
+        """fn at every coordinate and site; with `over`, at every coordinate and every other site."""
+        arguments = [self.values[v] for v in vectors] + [self.scalar(s)[..., None] for s in scalars]
+        arguments = jnp.broadcast_arrays(*arguments)
+        values = tuple(self.number(n) for n in numbers)
+        if over is None:
+            shape = arguments[0].shape
+            mapped = jax.vmap(lambda *coordinate: fn(*coordinate, numbers=values))
+            return mapped(*(a.reshape(-1) for a in arguments)).reshape(shape)
+        return _over(lambda *a: fn(*a, numbers=values), arguments, over)
+
+
+def _over(fn: Any, arguments: list[jax.Array], over: tuple[int, ...]) -> jax.Array:
+    """fn sees the axes `over` whole, in that order; the other site axes and the wide axis are mapped over."""
+    sites = arguments[0].ndim - 1
+    rest = [axis for axis in range(sites) if axis not in over]
+    moved = [jnp.transpose(a, (*rest, sites, *over)) for a in arguments]
+    lead = moved[0].shape[: len(rest) + 1]
+    flat = [a.reshape(-1, *a.shape[len(rest) + 1 :]) for a in moved]
+    result = jax.vmap(fn)(*flat)
+    result = result.reshape(*lead, *result.shape[1:])
+    if result.ndim == len(lead):
+        return result
+    order = np.argsort([*rest, sites, *over])
+    return jnp.transpose(result, order)
+
+

@@ -1,0 +1,309 @@
+"""Linear forms: what a vector is in terms of atoms, and which atoms are Gaussian.
+
+At each of its sites a vector is Σ coef · atom[site] + constant. Atoms are the results of MatMul, biases, inputs and the
+outputs of Nonlins; a sum that has a name is kept whole, so that a residual stream stays a chain. Coefficients are
+monomials in the program's numbers, known by their position in a registry and evaluated when the kernel is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+import jax.numpy as jnp
+import numpy as np
+
+from tensorprog.errors import problem
+from tensorprog.ir import (
+    BiasVector,
+    Coef,
+    Dim,
+    Gather,
+    InputVector,
+    Instruction,
+    LinComb,
+    MatMul,
+    Moment,
+    Nonlin,
+    Num,
+    ScalarFn,
+    Sites,
+    SiteSum,
+    Structure,
+    VectorType,
+    operands,
+)
+from tensorprog.show import Printer
+
+Ids = Any
+"""A registry position, or an int array of them over sites."""
+
+
+class Monomials:
+    """A registry of monomials constant · Π numbers; position 0 is the number 0, position 1 the number 1."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[float, tuple[tuple[int, int, int], ...]]] = []
+        self.known: dict[Any, int] = {}
+        self.products: dict[tuple[int, int], int] = {}
+        self.zero, self.one = self.add(0.0, ()), self.add(1.0, ())
+
+    def add(self, constant: float, factors: tuple[tuple[int, int, int], ...]) -> int:
+        """The position of a monomial; factors are (leaf, element, power) triples."""
+        entry = (constant, tuple(sorted(factors)) if constant else ())
+        if entry not in self.known:
+            self.known[entry] = len(self.entries)
+            self.entries.append(entry)
+        return self.known[entry]
+
+    def multiply(self, left: int, right: int) -> int:
+        if left == 1 or right == 0:
+            return right
+        if right == 1 or left == 0:
+            return left
+        key = (left, right) if left <= right else (right, left)
+        if key not in self.products:
+            (a, f), (b, g) = self.entries[left], self.entries[right]
+            self.products[key] = self.add(a * b, f + g)
+        return self.products[key]
+
+    def times(self, left: Ids, right: Ids) -> Ids:
+        """Products of positions, elementwise where they are arrays."""
+        if np.ndim(left) == 0 and np.ndim(right) == 0:
+            return self.multiply(int(left), int(right))
+        return np.frompyfunc(self.multiply, 2, 1)(left, right).astype(np.int64)
+
+    def values(self, leaves: Sequence[Any], dtype: Any) -> Any:
+        """All monomials' values, one array."""
+        sizes = [math.prod(np.shape(leaf)) for leaf in leaves]
+        starts = np.cumsum([1, *sizes])  # position 0 of the flat numbers is the number 1, which fills up short products
+        flat = jnp.concatenate([jnp.ones(1, dtype), *(jnp.asarray(leaf, dtype).reshape(-1) for leaf in leaves)])
+        constants = np.array([constant for constant, _ in self.entries])
+
+        def factors(power: int) -> np.ndarray:
+            rows = [[starts[leaf] + element for leaf, element, p in f if p == power] for _, f in self.entries]
+            longest = max((len(row) for row in rows), default=0)
+            return np.array([row + [0] * (longest - len(row)) for row in rows], dtype=np.int32)
+
+        values = jnp.asarray(constants, dtype) * jnp.prod(flat[factors(1)], axis=1)
+        below = factors(-1)
+        return values / jnp.prod(flat[below], axis=1) if below.shape[1] else values
+
+
+@dataclass(frozen=True)
+class Term:
+    """coef · atom at given sites: `sites` and `coef` are (P, r), summed over r; `atom` is an instruction's position.
+
+    An atom that is `opened` is taken by what defines it (a matrix product, a bias); one that is not, by its own moments.
+    """
+
+    atom: int
+    sites: np.ndarray
+    coef: Ids
+    opened: bool
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a vector from its history."""
+
+    gaussian: bool
+    sources: frozenset[tuple[str, int]]
+    depth: int
+
+
+class Linear:
+    """Linear forms of a program's vectors."""
+
+    def __init__(self, structure: Structure):
+        self.structure = structure
+        self.instructions: list[Instruction] = list(structure.instructions)
+        self.types = list(structure.types)
+        self.monomials = Monomials()
+        self.sums: dict[tuple[LinComb, Sites], int] = {}
+        self.facts: list[Facts] = []
+        for position in range(len(self.instructions)):
+            self.facts.append(self._facts(position))
+
+    # ---- facts about a vector
+
+    def sites(self, position: int) -> Sites:
+        return self.types[position].sites
+
+    def size(self, position: int) -> int:
+        return math.prod(self.sites(position))
+
+    def boundary(self, position: int) -> bool:
+        """Whether moments with this vector are equations of their own: Nonlins, and what has a name."""
+        if position >= len(self.structure.names):
+            return True
+        return isinstance(self.instructions[position], Nonlin) or self.structure.names[position] is not None
+
+    def synthetic(self, together: LinComb, sites: Sites) -> int:
+        """A sum that the program does not have by itself: the Gaussian part of a sum that a Nonlin reads."""
+        if len(together.terms) == 1 and together.terms[0][0].is_one and self.sites(together.terms[0][1]) == sites:
+            return together.terms[0][1]
+        key = (together, sites)
+        if key not in self.sums:
+            first = self.types[together.terms[0][1]]
+            assert isinstance(first, VectorType), "a sum is of vectors"
+            self.sums[key] = len(self.instructions)
+            self.instructions.append(together)
+            self.types.append(VectorType(sites, first.dim, first.space))
+            self.facts.append(self._facts(self.sums[key]))
+        return self.sums[key]
+
+    def gaussian(self, position: int) -> bool:
+        """Whether the vector is Gaussian plus a constant: no Nonlin before the next matrix."""
+        return self.facts[position].gaussian
+
+    def sources(self, position: int) -> frozenset[tuple[str, int]]:
+        """The random things in a vector's history."""
+        return self.facts[position].sources
+
+    def depth(self, position: int) -> int:
+        """How many equations deep a vector lies: boundaries and matrices on the longest way down."""
+        return self.facts[position].depth
+
+    def _facts(self, position: int) -> Facts:
+        instruction = self.instructions[position]
+        below = [self.facts[x] for x in operands(instruction)]
+        sources = frozenset().union(*(f.sources for f in below))
+        depth = max((f.depth for f in below), default=0) + self.boundary(position)
+        match instruction:
+            case MatMul(weight=weight):
+                return Facts(True, sources | {("weight", weight)}, depth + 1)
+            case BiasVector(bias=bias):
+                return Facts(True, sources | {("bias", bias)}, depth)
+            case InputVector():
+                return Facts(True, sources, depth)
+            case LinComb() | Gather() | SiteSum():
+                return Facts(all(f.gaussian for f in below), sources, depth)
+            case Nonlin() | Moment() | ScalarFn():
+                return Facts(False, sources, depth)
+            case _ as never:
+                assert_never(never)
+
+    # ---- coefficients
+
+    def coef(self, coef: Coef, sites: Sites) -> Ids:
+        """A coefficient's registry positions: one, or one for each flat site."""
+        constant = self.monomials.add(coef.constant, ())
+        for factor in coef.factors:
+            if not isinstance(factor, Num):
+                raise self.refuse(
+                    factor, "a scalar of the program (a Moment, or a function of one) is a coefficient here",
+                    "the kernel interpreter takes programs whose Nonlins act on Gaussian vectors; use tp.apply, or the "
+                    "limit of the program",
+                )  # fmt: skip
+            constant = self.monomials.times(constant, self.number(factor, sites))
+        return constant
+
+    def number(self, num: Num, sites: Sites) -> Ids:
+        """A number's registry positions, broadcast over sites when it is an array."""
+        shape = self.structure.number_sites[num.index]
+        if not shape:
+            return self.monomials.add(1.0, ((num.index, 0, 1),))
+        ids = [self.monomials.add(1.0, ((num.index, i, 1),)) for i in range(math.prod(shape))]
+        return np.broadcast_to(np.array(ids).reshape(shape), sites).reshape(-1)
+
+    def ratio(self, rows: Dim, cols: Dim) -> int:
+        """rows/cols of a transpose between two widths: Wᵀ's entries have variance var/cols and its rows have length rows."""
+        nums = dict(self.structure.widths)
+        if rows == cols:
+            return self.monomials.one
+        return self.monomials.add(1.0, ((nums[str(rows)].index, 0, 1), (nums[str(cols)].index, 0, -1)))
+
+    def refuse(self, position: int, why: str, remedy: str) -> Exception:
+        printer = Printer(self.structure, [None] * len(self.structure.numbers))
+        text = printer.expression(position, top=self.structure.names[position] is None)
+        return problem(self.structure.line(position), text, why, remedy)
+
+    # ---- the forms
+
+    def broadcast(self, position: int, sites: Sites) -> np.ndarray:
+        """Flat sites of a vector as they broadcast to a larger shape."""
+        own = self.sites(position)
+        return np.broadcast_to(np.arange(math.prod(own)).reshape(own), sites).reshape(-1)
+
+    def form(self, position: int, sites: np.ndarray, coef: Ids = 1, *, top: bool = True) -> list[Term]:
+        """The linear form of a vector at flat sites (P, r); `top` opens the vector itself though it has a name."""
+        if (self.boundary(position) and not top) or isinstance(self.instructions[position], Nonlin):
+            return [Term(position, sites, coef, opened=False)]
+        match self.instructions[position]:
+            case InputVector() | BiasVector() | MatMul():
+                return [Term(position, sites, coef, opened=True)]
+            case LinComb(terms=terms):
+                shape = self.sites(position)
+                result = []
+                for own, x in terms:
+                    ids = self.coef(own, shape)
+                    ids = ids if np.ndim(ids) == 0 else ids[sites]
+                    below = self.broadcast(x, shape)[sites]
+                    result += self.form(x, below, self.monomials.times(coef, ids), top=False)
+                return result
+            case Gather(xs=xs, source=source):
+                result = []
+                for x, mine, own in self.parts(xs, source.array.reshape(-1)[sites]):
+                    # Where a site is another vector's, the coefficient is 0.
+                    ids = coef if mine.all() else np.where(mine, coef, self.monomials.zero)
+                    result += self.form(x, own, ids, top=False)
+                return result
+            case SiteSum(x=x, axes=axes):
+                below, wide = self.summed(position, x, axes, sites, coef)
+                return self.form(x, below, wide, top=False)
+            case _:
+                raise AssertionError(f"instruction {position} is not linear")
+
+    def constant(self, position: int, sites: np.ndarray, coef: Ids = 1, *, top: bool = True) -> list[Ids]:
+        """Monomials whose sum is the constant part of the form at flat sites (P, r), to be summed over r."""
+        if self.boundary(position) and not top and not self.gaussian(position):
+            return []
+        match self.instructions[position]:
+            case BiasVector(bias=bias):
+                mean = self.structure.biases[bias].mean
+                return [] if mean is None else [self.monomials.times(coef, self.number(mean, ()))]
+            case LinComb(terms=terms, constants=constants):
+                shape = self.sites(position)
+
+                def here(own: Coef) -> Ids:
+                    ids = self.coef(own, shape)
+                    return self.monomials.times(coef, ids if np.ndim(ids) == 0 else ids[sites])
+
+                result = [here(own) for own in constants]
+                for own, x in terms:
+                    result += self.constant(x, self.broadcast(x, shape)[sites], here(own), top=False)
+                return result
+            case Gather(xs=xs, source=source):
+                flat, result = source.array.reshape(-1)[sites], []
+                for x, mine, own in self.parts(xs, flat):
+                    ids = coef if mine.all() else np.where(mine, coef, self.monomials.zero)
+                    result += self.constant(x, own, ids, top=False)
+                return result
+            case SiteSum(x=x, axes=axes):
+                below, wide = self.summed(position, x, axes, sites, coef)
+                return self.constant(x, below, wide, top=False)
+            case _:
+                return []
+
+    def parts(self, xs: tuple[int, ...], source: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """Of vectors laid end to end: each one that is read, where it is read, and its own flat sites there."""
+        parts, offset = [], 0
+        for x in xs:
+            mine = (source >= offset) & (source < offset + self.size(x))
+            if mine.any():
+                parts.append((x, mine, np.where(mine, source - offset, 0)))
+            offset += self.size(x)
+        return parts
+
+    def summed(
+        self, position: int, x: int, axes: tuple[int, ...], sites: np.ndarray, coef: Ids
+    ) -> tuple[np.ndarray, Ids]:
+        """The flat sites that a sum over site axes reads, along r, with their coefficients."""
+        index = np.arange(self.size(x)).reshape(self.sites(x))
+        kept = [a for a in range(index.ndim) if a not in axes]
+        summed = index.transpose(*kept, *axes).reshape(self.size(position), -1)
+        wide = np.repeat(np.broadcast_to(coef, sites.shape), summed.shape[1], axis=-1) if np.ndim(coef) else coef
+        return summed[sites].reshape(sites.shape[0], -1), wide

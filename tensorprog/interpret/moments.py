@@ -1,0 +1,348 @@
+"""Evaluation: the planned equations as JAX arrays.
+
+The buffer is (rows, *pairs), one row a cell. The kernel's directional derivative (the NTK) is a second buffer that goes
+through the same equations: linear equations add the parameters' own terms, an expectation multiplies by E ∂F ∂F̄, which
+is again an expectation. Same-input quantities have no tangent (THEORY §13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tensorprog.functions import base
+from tensorprog.functions.joint import joint, joint_derivatives
+from tensorprog.interpret.plan import Group, Plan, Run
+
+Array = jax.Array
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the equations of one evaluation read besides the buffer."""
+
+    inputs: tuple[tuple[Array, ...], tuple[Array, ...]]
+    monomials: Array
+    seeds: Array | None
+    left: Array | None = None
+    right: Array | None = None
+    left_error: Array | None = None
+    right_error: Array | None = None
+    valid: Array | None = None
+    equal: Array | None = None
+
+    @property
+    def crossing(self) -> bool:
+        return self.left is not None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Buffer:
+    """Values of cells, their tangents (the NTK's), and bounds on the errors of both; None where not asked for."""
+
+    value: Array
+    tangent: Array | None
+    error: Array | None
+    tangent_error: Array | None
+
+
+def evaluate(
+    plan: Plan, context: Context, batch: tuple[int, ...], *, tangent: bool, error: bool, deltas: Array | None = None
+) -> Buffer:
+    """Run the plan; the result holds the kept cells' rows. `deltas` (cells, *batch) are added to tangents by cell."""
+    dtype = context.monomials.dtype
+    zeros = jnp.zeros((plan.rows, *batch), dtype)
+    buffer = Buffer(
+        zeros.at[1].set(1.0), zeros if tangent else None, zeros if error else None, zeros if error and tangent else None
+    )
+    for step in plan.steps:
+        if isinstance(step, Run):
+            buffer = _loop(step, context, buffer, deltas)
+        else:
+            for group in step:
+                buffer = _group(group, group.arrays, context, buffer, deltas)
+    rows = np.array([plan.row_of[int(cell)] for cell in plan.keep], dtype=np.int32)
+    return jax.tree.map(lambda a: a[rows], buffer)
+
+
+def _loop(run: Run, context: Context, buffer: Buffer, deltas: Array | None) -> Buffer:
+    stacked = [[{k: jnp.asarray(a) for k, a in g.arrays.items()} for g in level] for level in run.levels]
+
+    def body(carry: Buffer, arrays: Any) -> tuple[Buffer, None]:
+        for level, level_arrays in zip(run.levels, arrays, strict=True):
+            for group, group_arrays in zip(level, level_arrays, strict=True):
+                carry = _group(group, group_arrays, context, carry, deltas)
+        return carry, None
+
+    return jax.lax.scan(body, buffer, stacked)[0]
+
+
+def _group(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer, deltas: Array | None) -> Buffer:
+    """One array equation: new values of the rows `out`."""
+    assert isinstance(group.form, tuple), "a form is a tuple"
+    rule = _RULES[group.form[0]]
+    out = arrays["out"]
+    value, tangent, error, tangent_error = rule(group, arrays, context, buffer)
+    if deltas is not None and tangent is not None:
+        tangent = tangent + deltas[arrays["ids"]]
+
+    def put(old: Array | None, new: Array | None) -> Array | None:
+        if old is None:
+            return None
+        shape = (out.shape[0], *old.shape[1:])
+        return old.at[out].set(jnp.zeros(shape, old.dtype) if new is None else jnp.broadcast_to(new, shape))
+
+    return Buffer(
+        put(buffer.value, value), put(buffer.tangent, tangent), put(buffer.error, error),
+        put(buffer.tangent_error, tangent_error),
+    )  # fmt: skip
+
+
+Result = tuple[Array, Array | None, Array | None, Array | None]
+
+
+def _spread(values: Array, like: Array) -> Array:
+    """(m, K) coefficients against (m, K, *batch) values."""
+    return values.reshape(*values.shape, *(1,) * (like.ndim - values.ndim))
+
+
+def _weighted(coefs: Array, values: Array) -> Array:
+    """Σ_k coef_k · value_k: (m, K) or (m, K, *batch) with (m, K, *batch)."""
+    if coefs.ndim == 2 and values.shape[1] > 8:
+        return jnp.einsum("mk,mk...->m...", coefs, values, precision=HIGHEST)
+    return (_spread(coefs, values) * values).sum(1)
+
+
+def _linear(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
+    cells = arrays["cells"]
+    coefs = context.monomials[arrays["coefs"]]
+    values = buffer.value[cells]
+    value = _weighted(coefs, values)
+    tangent = error = tangent_error = None
+    epsilon = 4 * jnp.finfo(value.dtype).eps
+    if buffer.error is not None:
+        error = _weighted(jnp.abs(coefs), buffer.error[cells]) + epsilon * _weighted(jnp.abs(coefs), jnp.abs(values))
+    if buffer.tangent is not None and context.seeds is not None:
+        seeds = context.seeds[arrays["seeds"]]
+        tangents = buffer.tangent[cells]
+        tangent = _weighted(coefs, tangents) + _weighted(seeds, values)
+        if buffer.tangent_error is not None and buffer.error is not None:
+            sizes = _weighted(jnp.abs(coefs), jnp.abs(tangents)) + _weighted(jnp.abs(seeds), jnp.abs(values))
+            tangent_error = _weighted(jnp.abs(coefs), buffer.tangent_error[cells])
+            tangent_error += _weighted(jnp.abs(seeds), buffer.error[cells]) + epsilon * sizes
+    return value, tangent, error, tangent_error
+
+
+def _numbers(group: Group, ids: Any, monomials: Array) -> tuple[Array, ...]:
+    """Numbers of a group's functions: 0-d where the whole group shares them, else (m,) to be mapped over."""
+    own = ids[0] if group.uniform else ids
+    return tuple(monomials[own[..., k]] for k in range(ids.shape[-1]))
+
+
+def _mapped(group: Group, call: Any, arguments: Sequence[Array], *numbers: tuple[Array, ...]) -> Any:
+    """call(*arguments, *numbers), mapped over the group's equations where they have numbers of their own."""
+    if group.uniform:
+        return call(*arguments, *numbers)
+    axes = (*(0 for _ in arguments), *(tuple(0 for _ in n) for n in numbers))
+    return jax.vmap(call, in_axes=axes)(*arguments, *numbers)
+
+
+def _pair(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
+    _, phi, psi = group.form  # type: ignore[misc]
+    cov = buffer.value[arrays["cov"]]
+    if context.left is not None and context.right is not None:
+        a, b = context.left[arrays["left"]][:, :, None], context.right[arrays["right"]][:, None, :]
+        if context.valid is not None:
+            cov = jnp.where(context.valid, cov, 0.0)
+        if context.equal is not None:
+            # One Gaussian at one input: its covariance with itself is its variance, to the last bit.
+            itself = jnp.asarray(arrays["left"] == arrays["right"])[:, None, None]
+            cov = jnp.where(context.equal & itself, a, cov)
+    else:
+        a, b = buffer.value[arrays["left"]], buffer.value[arrays["right"]]
+    numbers = [_numbers(group, arrays[name], context.monomials) for name in ("phi_numbers", "psi_numbers")]
+    need = buffer.error is not None
+    moved = partial(_perturbed, context, buffer, arrays, (a, b, cov)) if need else None
+    return _expectation(
+        group, base.expect_error if need else base.expect, (phi, psi), (a, b, cov), numbers, buffer, arrays["cov"], moved
+    )
+
+
+def _one(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
+    _, phi, psi = group.form  # type: ignore[misc]
+    var = buffer.value[arrays["var"]]
+    numbers = [_numbers(group, arrays[name], context.monomials) for name in ("phi_numbers", "psi_numbers")]
+    need = buffer.error is not None
+    moved = (lambda: [(var + buffer.error[arrays["var"]],)]) if buffer.error is not None else None
+    return _expectation(
+        group, base.expect_one_error if need else base.expect_one, (phi, psi), (var,), numbers, buffer, arrays["var"],
+        moved,
+    )  # fmt: skip
+
+
+def _mean(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
+    _, phi = group.form  # type: ignore[misc]
+    var = buffer.value[arrays["var"]]
+    numbers = _numbers(group, arrays["phi_numbers"], context.monomials)
+    if buffer.error is None:
+        return _mapped(group, partial(base.mean, phi), (var,), numbers), None, None, None
+    value, own = _mapped(group, partial(base.mean_error, phi), (var,), numbers)
+    moved = _mapped(group, partial(base.mean, phi), (var + buffer.error[arrays["var"]],), numbers)
+    return value, None, own + jnp.abs(moved - value), None
+
+
+def _perturbed(
+    context: Context, buffer: Buffer, arrays: dict[str, Any], arguments: tuple[Array, Array, Array]
+) -> list[tuple[Array, ...]]:
+    """Arguments moved by their own errors, one at a time: variances up, the covariance towards 0."""
+    assert buffer.error is not None, "errors are being propagated"
+    a, b, cov = arguments
+    by = jnp.minimum(buffer.error[arrays["cov"]], jnp.abs(cov))
+    if context.left_error is not None and context.right_error is not None:
+        da = context.left_error[arrays["left"]][:, :, None]
+        db = context.right_error[arrays["right"]][:, None, :]
+    else:
+        da, db = buffer.error[arrays["left"]], buffer.error[arrays["right"]]
+    return [(a, b, cov - jnp.sign(cov) * by), (a + da, b, cov), (a, b + db, cov)]
+
+
+def _expectation(
+    group: Group,
+    expect: Any,
+    functions: tuple[Any, Any],
+    arguments: tuple[Array, ...],
+    numbers: Sequence[tuple[Array, ...]],
+    buffer: Buffer,
+    cell: Any,
+    moved: Any,
+) -> Result:
+    """A pair expectation, its tangent E φ′ψ′ · (tangent of the covariance), and bounds on both."""
+    derivatives = tuple(base.derivative(f) for f in functions)
+
+    def with_error(pair: tuple[Any, Any]) -> tuple[Array, Array]:
+        call = partial(expect, *pair)
+        value, own = _mapped(group, call, arguments, *numbers)
+        for other in moved():
+            own = own + jnp.abs(_mapped(group, call, other, *numbers)[0] - value)
+        return value, own
+
+    if moved is None:
+        value = _mapped(group, partial(expect, *functions), arguments, *numbers)
+        if buffer.tangent is None:
+            return value, None, None, None
+        slope = _mapped(group, partial(expect, *derivatives), arguments, *numbers)
+        return value, slope * buffer.tangent[cell], None, None
+    value, error = with_error(functions)
+    if buffer.tangent is None or buffer.tangent_error is None:
+        return value, None, error, None
+    slope, slope_error = with_error(derivatives)
+    tangent = buffer.tangent[cell]
+    tangent_error = jnp.abs(slope) * buffer.tangent_error[cell] + slope_error * jnp.abs(tangent)
+    return value, slope * tangent, error, tangent_error
+
+
+def _product(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
+    cells = arrays["cells"]
+    count = cells.shape[1]
+    values = buffer.value[cells]
+    value = values.prod(1)
+    rest = [jnp.stack([values[:, j] for j in range(count) if j != k], 1).prod(1) for k in range(count)]
+
+    def derivative(of: Array | None) -> Array | None:
+        return None if of is None else sum((of[cells[:, k]] * rest[k] for k in range(count)), jnp.zeros_like(value))
+
+    error = tangent_error = None
+    if buffer.error is not None:
+        error = sum((buffer.error[cells[:, k]] * jnp.abs(rest[k]) for k in range(count)), jnp.zeros_like(value))
+        if buffer.tangent_error is not None and buffer.tangent is not None:
+            relative = error / jnp.maximum(jnp.abs(value), jnp.finfo(value.dtype).tiny)
+            sizes = [buffer.tangent_error[cells[:, k]] * jnp.abs(rest[k]) for k in range(count)]
+            moving = [jnp.abs(buffer.tangent[cells[:, k]] * rest[k]) * relative for k in range(count)]
+            tangent_error = sum([*sizes, *moving], jnp.zeros_like(value))
+    return value, derivative(buffer.tangent), error, tangent_error
+
+
+def _import(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
+    side = group.form[1]  # type: ignore[index]
+    shape = (arrays["source"].shape[0], *buffer.value.shape[1:])
+
+    def spread(source: Array | None) -> Array | None:
+        if source is None:
+            return None
+        rows = source[arrays["source"]]
+        return jnp.broadcast_to(rows[:, :, None] if side == "left" else rows[:, None, :], shape)
+
+    value = spread(context.left if side == "left" else context.right)
+    assert value is not None, "imports belong to the crossing system"
+    return value, None, spread(context.left_error if side == "left" else context.right_error), None
+
+
+def _leaf(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
+    _, i, j = group.form  # type: ignore[misc]
+
+    def sites(side: int, index: int, name: str) -> Array:
+        x = context.inputs[side][index]
+        return x.reshape(x.shape[0], -1, x.shape[-1])[:, arrays[name]]
+
+    left, right = sites(0, i, "left_sites"), sites(1, j, "right_sites")
+    form = "amd,bmd->mab" if context.crossing else "amd,amd->ma"
+    scale = left.shape[-1]
+    value = jnp.einsum(form, left, right, precision=HIGHEST) / scale
+    error = None
+    if buffer.error is not None:
+        sizes = jnp.einsum(form, jnp.abs(left), jnp.abs(right), precision=HIGHEST) / scale
+        error = 4 * jnp.finfo(value.dtype).eps * sizes
+    return value, None, error, None
+
+
+def _joint(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
+    _, left, right, left_slots, right_slots, count, where = group.form  # type: ignore[misc]
+    cells = arrays["joint"]
+
+    def entry(i: int, j: int) -> Array:
+        place = where[i][j]
+        if context.left is None or context.right is None or place == "own":
+            return buffer.value[cells[:, i, j]]
+        if place == "left":
+            return context.left[cells[:, i, j]][:, :, None]
+        return context.right[cells[:, i, j]][:, None, :]
+
+    shape = (cells.shape[0], *buffer.value.shape[1:])
+    rows = [jnp.stack([jnp.broadcast_to(entry(i, j), shape) for j in range(count)], -1) for i in range(count)]
+    cov = jnp.stack(rows, -2)
+    numbers = _numbers(group, arrays["numbers"], context.monomials)
+    value, error = _mapped(group, partial(joint, left, right), (cov,), numbers)
+    if buffer.tangent is None:
+        return value, None, error, None
+    slots = (left_slots, right_slots)
+    slopes, slope_errors = _mapped(group, partial(joint_derivatives, left, right, slots), (cov,), numbers)
+    pairs = [(i, j) for i in left_slots for j in right_slots]
+    tangents = [buffer.tangent[cells[:, i, j]] for i, j in pairs]
+    tangent = sum((s * t for s, t in zip(slopes, tangents, strict=True)), jnp.zeros_like(value))
+    tangent_error = None
+    if buffer.tangent_error is not None:
+        own = [jnp.abs(s) * buffer.tangent_error[cells[:, i, j]] for s, (i, j) in zip(slopes, pairs, strict=True)]
+        quadrature = [e * jnp.abs(t) for e, t in zip(slope_errors, tangents, strict=True)]
+        tangent_error = sum([*own, *quadrature], jnp.zeros_like(value))
+    return value, tangent, error, tangent_error
+
+
+_RULES = {
+    "linear": _linear,
+    "pair": _pair,
+    "one": _one,
+    "mean": _mean,
+    "product": _product,
+    "import": _import,
+    "leaf": _leaf,
+    "joint": _joint,
+}
+

@@ -1,0 +1,275 @@
+"""Planning: equations to levels, levels to groups, groups to loops, cells to rows of one buffer.
+
+Equations of one form at one level of the dependency order are one array equation (a group). Runs of levels that repeat
+become one `lax.scan` over index arrays: nothing is looked for but equal forms, so unrolled layers, time steps and time
+pairs all roll up by themselves. A cell lives in a row of a buffer from its equation to its last reader; rows are used
+again, so a network of a hundred layers needs a handful.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+import numpy as np
+
+from tensorprog.interpret.equations import (
+    UNIT,
+    ZERO,
+    Array,
+    Equation,
+    ImportEq,
+    JointEq,
+    LeafEq,
+    LinearEq,
+    MeanEq,
+    OneEq,
+    PairEq,
+    ProductEq,
+    System,
+)
+
+TRASH = 2
+"""The row that filled-up places of a loop write to."""
+FIRST_ROW = 3
+
+
+@dataclass(frozen=True)
+class Group:
+    """Equations of one form at one level: `form` is static, `arrays` hold rows and registry positions."""
+
+    form: Hashable
+    arrays: dict[str, Array]
+    uniform: bool
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Levels that repeat `repeats` times: for each level of the period, its groups with arrays stacked over repeats."""
+
+    levels: tuple[tuple[Group, ...], ...]
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A system ready to be evaluated: steps in order, the size of its buffer, and the row of each cell kept."""
+
+    steps: tuple[tuple[Group, ...] | Run, ...]
+    rows: int
+    row_of: dict[int, int]
+    keep: Array
+
+    def kept(self, cells: Array) -> Array:
+        """Positions of cells among the kept ones."""
+        place = {int(cell): i for i, cell in enumerate(self.keep)}
+        return np.array([place[int(cell)] for cell in cells.reshape(-1)], dtype=np.int32).reshape(cells.shape)
+
+
+
+
+def form_and_arrays(equation: Equation) -> tuple[Hashable, dict[str, Array]]:
+    """What must agree in a group, and what is concatenated."""
+    match equation:
+        case LinearEq(cells=cells, coefs=coefs, seeds=seeds):
+            return ("linear",), {"cells": cells, "coefs": coefs, "seeds": seeds}
+        case PairEq(phi=phi, psi=psi) as e:
+            arrays = {"cov": e.cov, "left": e.left, "right": e.right}
+            return ("pair", phi, psi), {**arrays, "phi_numbers": e.phi_numbers, "psi_numbers": e.psi_numbers}
+        case OneEq(phi=phi, psi=psi) as e:
+            return ("one", phi, psi), {"var": e.var, "phi_numbers": e.phi_numbers, "psi_numbers": e.psi_numbers}
+        case MeanEq(phi=phi) as e:
+            return ("mean", phi), {"var": e.var, "phi_numbers": e.phi_numbers}
+        case ProductEq(cells=cells):
+            return ("product", cells.shape[1]), {"cells": cells}
+        case ImportEq(side=side, cells=cells):
+            return ("import", side), {"source": cells}
+        case LeafEq() as e:
+            return ("leaf", e.left, e.right), {"left_sites": e.left_sites, "right_sites": e.right_sites}
+        case JointEq() as e:
+            form = ("joint", e.left, e.right, e.left_slots, e.right_slots, e.count, e.where)
+            return form, {"joint": e.cov, "numbers": e.numbers}
+        case _ as never:
+            assert_never(never)
+
+
+def own_cells(system: str, form: Hashable, arrays: dict[str, Array]) -> Array:
+    """Cells of its own system that an equation reads."""
+    assert isinstance(form, tuple), "a form is a tuple"
+    own = [arrays[name].reshape(-1) for name in ("cells", "cov", "var") if name in arrays]
+    if system == "same" and form[0] == "pair":
+        own += [arrays["left"], arrays["right"]]
+    if form[0] == "joint":
+        where = np.array(form[6])
+        mask = np.ones_like(where, dtype=bool) if system == "same" else where == "own"
+        own.append(arrays["joint"][:, mask].reshape(-1))
+    return np.concatenate(own) if own else np.zeros(0, dtype=np.int64)
+
+
+def levels(system: System) -> list[list[Equation]]:
+    """Equations by level: by key, and within a key by what they read."""
+    place: dict[int, tuple[int, int]] = {}
+    result: dict[tuple[int, int], list[Equation]] = {}
+    for equation, key in zip(system.equations, system.keys, strict=True):
+        form, arrays = form_and_arrays(equation)
+        level = (key, 0)
+        for cell in np.unique(own_cells(system.name, form, arrays)):
+            if cell in place:
+                below = place[int(cell)]
+                level = max(level, (below[0], below[1] + 1))
+        for cell in equation.out:
+            place[int(cell)] = level
+        result.setdefault(level, []).append(equation)
+    return [result[level] for level in sorted(result)]
+
+
+def _merge(equations: Sequence[Equation]) -> list[tuple[Hashable, dict[str, Array]]]:
+    """Equations of a level grouped by form, their arrays concatenated."""
+    groups: dict[Hashable, list[dict[str, Array]]] = {}
+    for equation in equations:
+        form, arrays = form_and_arrays(equation)
+        groups.setdefault(form, []).append({"out": equation.out, **arrays})
+    merged = []
+    for form in sorted(groups, key=str):
+        members = groups[form]
+        names = members[0].keys()
+        merged.append((form, {name: _stack([m[name] for m in members]) for name in names}))
+    return merged
+
+
+def _stack(arrays: Sequence[Array]) -> Array:
+    """Concatenate; sums of different lengths are filled up with cell 0 and coefficient 0."""
+    if arrays[0].ndim == 2:
+        longest = max(a.shape[1] for a in arrays)
+        arrays = [np.pad(a, ((0, 0), (0, longest - a.shape[1]))) for a in arrays]
+    return np.concatenate(arrays)
+
+
+def _repeats(signatures: Sequence[Hashable], start: int, longest: int = 12) -> tuple[int, int]:
+    """The period and the number of repeats of the best run that starts here."""
+    best = (1, 1)
+    for period in range(1, longest + 1):
+        count = 1
+        while signatures[start : start + period] == signatures[start + count * period : start + (count + 1) * period]:
+            count += 1
+            if start + count * period >= len(signatures):
+                break
+        if count > 1 and count * period > best[0] * best[1]:
+            best = (period, count)
+    return best
+
+
+def _rows(merged: list[list[tuple[Hashable, dict[str, Array]]]], system: str, keep: Array) -> tuple[dict[int, int], int]:
+    """A row for each cell, used again after the level of the cell's last reader."""
+    last: dict[int, int] = {}
+    for index, level in enumerate(merged):
+        for form, arrays in level:
+            for cell in own_cells(system, form, arrays).tolist():
+                last[cell] = index
+    for cell in keep.tolist():
+        last[int(cell)] = len(merged)
+    row_of = {ZERO: 0, UNIT: 1}
+    free: list[int] = []
+    count = FIRST_ROW
+    ending: dict[int, list[int]] = {}
+    for index, level in enumerate(merged):
+        free += ending.pop(index - 1, [])
+        for _, arrays in level:
+            for cell in arrays["out"].tolist():
+                if free:
+                    row_of[cell] = free.pop(0)
+                else:
+                    row_of[cell], count = count, count + 1
+                ending.setdefault(max(last.get(cell, index), index), []).append(row_of[cell])
+    return row_of, count
+
+
+def plan(system: System, keep: Array, exported: Plan | None = None) -> Plan:
+    """Plan a system. `keep` are the cells wanted at the end; `exported` the same-input plan whose kept cells are read."""
+    keep = np.unique(keep).astype(np.int64)
+    merged = [_merge(level) for level in levels(system)]
+    row_of, count = _rows(merged, system.name, keep)
+    rows = np.zeros(len(system.owners), dtype=np.int64)
+    for cell, row in row_of.items():
+        rows[cell] = row
+    ready = [tuple(_resolve(f, a, system.name, rows, exported) for f, a in level) for level in merged]
+    signatures = [tuple((g.form, g.uniform) for g in level) for level in ready]
+    steps: list[tuple[Group, ...] | Run] = []
+    start = 0
+    while start < len(ready):
+        period, repeats = _repeats(signatures, start)
+        if repeats * period > 3 and repeats > 1:
+            steps.append(_roll(ready[start : start + period * repeats], period, repeats, exported))
+        else:
+            period, repeats = 1, 1
+            steps.append(ready[start])
+        start += period * repeats
+    return Plan(tuple(steps), count, row_of, keep)
+
+
+def _resolve(
+    form: Hashable, arrays: dict[str, Array], system: str, rows: Array, exported: Plan | None
+) -> Group:
+    """Cells to rows of this system's buffer, or to positions among the same-input system's kept cells."""
+    assert isinstance(form, tuple), "a form is a tuple"
+    result = {"ids": arrays["out"], **arrays}
+    for name in ("out", "cells", "cov", "var"):
+        if name in arrays:
+            result[name] = rows[arrays[name]]
+    if form[0] == "pair":
+        for name in ("left", "right"):
+            result[name] = rows[arrays[name]] if exported is None else exported.kept(arrays[name])
+    if form[0] == "import":
+        assert exported is not None, "imports are read from the same-input system"
+        result["source"] = exported.kept(arrays["source"])
+    if form[0] == "joint":
+        result["joint"] = _resolve_joint(form[6], arrays["joint"], rows, exported)
+    numbers = [a for name, a in arrays.items() if name.endswith("numbers")]
+    uniform = all((a == a[:1]).all() for a in numbers)
+    return Group(form, {name: a.astype(np.int32) for name, a in result.items()}, uniform)
+
+
+def _resolve_joint(where: tuple[tuple[str, ...], ...], cov: Array, rows: Array, exported: Plan | None) -> Array:
+    if exported is None:
+        return rows[cov]
+    result = np.zeros_like(cov)
+    for i, row in enumerate(where):
+        for j, place in enumerate(row):
+            result[:, i, j] = rows[cov[:, i, j]] if place == "own" else exported.kept(cov[:, i, j])
+    return result
+
+
+def _roll(ready: list[tuple[Group, ...]], period: int, repeats: int, exported: Plan | None) -> Run:
+    """Stack the arrays of equal levels over the repeats, shorter ones filled up."""
+    rolled = []
+    for offset in range(period):
+        level = []
+        for position in range(len(ready[offset])):
+            members = [ready[offset + period * r][position] for r in range(repeats)]
+            names = members[0].arrays.keys()
+            stacked = {name: _filled([m.arrays[name] for m in members], name, exported) for name in names}
+            level.append(Group(members[0].form, stacked, members[0].uniform))
+        rolled.append(tuple(level))
+    return Run(tuple(rolled), repeats)
+
+
+def _filled(arrays: list[Array], name: str, exported: Plan | None) -> Array:
+    """One array over repeats: sums filled up with zeros, equations with ones that are harmless and write to no cell."""
+    shape = tuple(max(a.shape[axis] for a in arrays) for axis in range(arrays[0].ndim))
+    result = []
+    for array in arrays:
+        if array.ndim == 2 and name in ("cells", "coefs", "seeds"):
+            array = np.pad(array, ((0, 0), (0, shape[1] - array.shape[1])))
+        missing = shape[0] - array.shape[0]
+        if missing:
+            # A copy of the last equation is harmless: it computes what is computed anyway, into the trash row.
+            fill = np.repeat(array[-1:], missing, axis=0)
+            array = np.concatenate([array, np.full_like(fill, TRASH) if name == "out" else fill])
+        result.append(array)
+    return np.stack(result)
+
+

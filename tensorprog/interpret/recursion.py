@@ -1,0 +1,202 @@
+"""`recursion`: a program's kernel recursion, derived, printed as a paper would, and evaluated."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tensorprog.batch import batch, require_program
+from tensorprog.errors import problem
+from tensorprog.functions.base import method
+from tensorprog.gia import forward_transposes, readout_findings
+from tensorprog.interpret.equation_text import Family, Writer, families
+from tensorprog.interpret.equations import PairEq
+from tensorprog.interpret.moments import Buffer
+from tensorprog.interpret.system import Moments, cross_stage, moments, parameter_weights, same_stage
+from tensorprog.program import Program
+from tensorprog.show import Printer, number_text
+
+Array = jax.Array
+_COLUMN = 70
+
+
+class Recursion:
+    """The kernel recursion of a program: `print` it, `.latex()` it, or evaluate it with `.values(x1, x2)`.
+
+    C(u, v) is lim u(x)·v(x̄)/n, C(u) short for C(u, u); D(u, v) the derivative of the NNGP in C(u, v), with jumps left
+    out, so that NTK = Σ_p (weight of p) Σ D · (own term of p). V_φ C is E φ(z)φ(z̄) for (z, z̄) Gaussian with
+    covariance C and the variances that the same equations give at equal inputs.
+    """
+
+    def __init__(self, program: Program):
+        structure = require_program(program, "recursion").structure
+        for finding in (*forward_transposes(structure), *readout_findings(structure)):
+            text = Printer(structure, program.leaves).expression(finding.position, top=True)
+            raise problem(structure.line(finding.position), text, finding.why, finding.remedy)
+        self.program = program
+        self.targets = tuple((o, o) for o in structure.outputs)
+        self.moments = moments(structure, self.targets)
+        values = np.asarray(self.moments.demand.linear.monomials.values(_concrete(program), np.float64))
+        weights = parameter_weights(Program(structure, _concrete(program)), "multiplier-std", None).tolist()
+        self.writer = Writer(self.moments, Printer(structure, program.leaves), values, weights)
+
+    def lines(self) -> list[Family]:
+        """The recursion's lines, forward, backward, kernels; lines that differ in indices only are one."""
+        writer = self.writer
+        return [*families(writer.forward()), *families(writer.backward()), *families(writer.kernels())]
+
+    def __str__(self) -> str:
+        rows = []
+        for line in self.lines():
+            left = f"{line.lhs} = {line.rhs}"
+            right = "   ".join(part for part in (line.where, line.note) if part)
+            rows.append(f"{left:<{_COLUMN}}   {right}" if right else left)
+        return "\n".join(rows)
+
+    __repr__ = __str__
+
+    def latex(self) -> str:
+        """The recursion as a LaTeX `align*`."""
+        rows = []
+        for line in self.lines():
+            where = rf" && {_tex(line.where)}" if line.where else ""
+            rows.append(f"{_tex(line.lhs)} &= {_tex(line.rhs)}{where}")
+        return "\\begin{align*}\n" + " \\\\\n".join(rows) + "\n\\end{align*}"
+
+    def values(self, x1: Any = None, x2: Any = None) -> dict[str, Array]:
+        """Every left-hand side by its printed name: {"C(s1)": (N1, N2), "C(s1, s3)": …, "D(g1)": …}.
+
+        Vectors with sites have them as further axes, (N1, N2, *S_u, *S_v); D of an output over sites S has (*S, *S)
+        before those.
+        """
+        structure = self.program.structure
+        first = batch(structure, x1, "x1")
+        second = first if x2 is None else batch(structure, x2, "x2")
+        m = moments(structure, self.targets, everything=True)
+        weights = parameter_weights(self.program, "multiplier-std", None)
+        value, slopes = _values(m, tuple(self.program.leaves), weights, first, second, alone=x2 is None)
+        return self._by_name(m, value, slopes)
+
+    def _by_name(self, m: Moments, value: Array, slopes: tuple[Array, ...]) -> dict[str, Array]:
+        names, linear, result = m.demand.structure.names, m.demand.linear, {}
+        for key, table in m.demand.cross.tables.items():
+            if key[0] != "moment":
+                continue
+            _, u, v = key
+            if max(u, v) >= len(names) or names[u] is None or names[v] is None:
+                continue
+            own = names[u] if u == v else f"{names[u]}, {names[v]}"
+            cells = table.reshape(-1)
+            shape = (*value.shape[1:], *linear.sites(u), *linear.sites(v))
+            result[f"C({own})"] = jnp.moveaxis(value[cells], 0, -1).reshape(shape)
+            for k, slope in enumerate(slopes):
+                letter = "D" if len(slopes) == 1 else f"D{k + 1}"
+                part = jnp.moveaxis(slope[:, cells], (0, 1), (-2, -1))
+                sites = (*value.shape[1:], *m.shape(k), *linear.sites(u), *linear.sites(v))
+                result[f"{letter}({own})"] = part.reshape(sites)
+        for k, cells in enumerate(m.cross_cells):
+            name = "NNGP" if len(m.targets) == 1 else f"NNGP{k + 1}"
+            result[name] = jnp.moveaxis(value[cells], 0, -1).reshape(*value.shape[1:], *m.shape(k))
+        return result
+
+    def report(self, x1: Any = None, x2: Any = None) -> str:
+        """For given data: each function's variances, how its expectations are got, and the kernels' error bounds."""
+        structure = self.program.structure
+        first = batch(structure, x1, "x1")
+        second = first if x2 is None else batch(structure, x2, "x2")
+        m = self.moments
+        leaves, weights = tuple(self.program.leaves), parameter_weights(self.program, "multiplier-std", None)
+        left, right = (_same(m, leaves, weights, x) for x in (first, second))
+        rows = []
+        for equation in m.demand.cross.equations:
+            if not isinstance(equation, PairEq):
+                continue
+            _, u, v, _, _ = m.demand.cross.owners[int(equation.out[0])]
+            a = np.asarray(left.value[m.same.kept(equation.left)])
+            b = np.asarray(right.value[m.same.kept(equation.right)])
+            names = [structure.names[w] or f"z{w}" for w in (u, v)]
+            own = names[0] if u == v else ", ".join(names)
+            spread = f"variances {min(a.min(), b.min()):.3g} … {max(a.max(), b.max()):.3g}"
+            rows.append(f"C({own}) = V_{equation.phi.name}   {spread}   {method(equation.phi, equation.psi)}")
+        found = _bounded(m, leaves, weights, first, second, left, right)
+        assert found.error is not None, "errors were asked for"
+        for k, cells in enumerate(m.cross_cells):
+            kept = m.cross.kept(cells)
+            for name, value, error in (
+                ("NNGP", found.value[kept], found.error[kept]),
+                ("NTK", found.tangent[kept], found.tangent_error[kept]),  # type: ignore[index]
+            ):
+                scale = float(jnp.abs(value).max())
+                rows.append(f"{name}{k + 1 if len(m.targets) > 1 else ''}: largest bound {float(error.max()):.2g}, "
+                            f"largest entry {scale:.4g}")  # fmt: skip
+        return "\n".join(rows)
+
+
+def recursion(program: Program) -> Recursion:
+    """The kernel recursion of a program, printed as a paper would and evaluated by `.values(x1, x2)`.
+
+    **Raises:** `ProgramError` for programs that the kernel interpreter does not take.
+
+    Source: docs/theory.md; Tensor Programs II (2006.14548), §3 and appendix.
+    """
+    return Recursion(program)
+
+
+def _concrete(program: Program) -> tuple[Any, ...]:
+    """The numbers, 1 in place of tracers: they are for printing only."""
+    leaves = []
+    for leaf in program.leaves:
+        leaves.append(leaf if number_text(leaf) is not None else np.ones(np.shape(leaf)))
+    return tuple(leaves)
+
+
+_same = jax.jit(partial(same_stage, tangent=True, error=True), static_argnums=0)
+
+
+@partial(jax.jit, static_argnums=0)
+def _bounded(m: Moments, leaves: Any, weights: Array, x1: Any, x2: Any, left: Buffer, right: Buffer) -> Buffer:
+    return cross_stage(m, leaves, weights, x1, x2, left, right, None, tangent=True, error=True)
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="alone")
+def _values(
+    m: Moments, leaves: Any, weights: Array, x1: Any, x2: Any, *, alone: bool
+) -> tuple[Array, tuple[Array, ...]]:
+    """All crossing cells (cells, n1, n2), and for each target its D, (target cells, cells, n1, n2)."""
+    left, right = (same_stage(m, leaves, weights, x, tangent=False, error=False) for x in (x1, x2))
+    n1, n2 = (x[0].shape[0] if x else 1 for x in (x1, x2))
+    equal = jnp.eye(n1, n2, dtype=bool) if alone else None
+
+    def tangents(deltas: Array) -> tuple[Array, Array]:
+        found = cross_stage(
+            m, leaves, weights, x1, x2, left, right, None, tangent=True, error=False, equal=equal, deltas=deltas
+        )
+        assert found.tangent is not None, "tangents were asked for"
+        return found.tangent, found.value
+
+    zeros = jnp.zeros((len(m.demand.cross.owners), n1, n2), left.value.dtype)
+    tangent, pullback, value = jax.vjp(tangents, zeros, has_aux=True)
+
+    def slope(row: Array) -> Array:
+        return pullback(jnp.zeros_like(tangent).at[row].set(1.0))[0]
+
+    return value, tuple(jax.lax.map(slope, jnp.asarray(m.cross.kept(c))) for c in m.cross_cells)
+
+
+def _tex(text: str) -> str:
+    """Plain text of a recursion as LaTeX."""
+    text = re.sub(r"V_([^ ]+) ([CD])\(([^()]*)\)", r"V_{\\mathrm{\1}}\\left(\2(\3)\\right)", text)
+    text = re.sub(r"Θ_([A-Za-z]\w*)", r"\\Theta_{\\mathrm{\1}}", text)
+    text = re.sub(r"Σ\[([^\[\]]*)\]", r"\\sum_{\1}", text)
+    text = re.sub(r"\[([^\[\]]*)\]", lambda m: "_{" + m[1].replace("{", "").replace("}", "") + "}", text)
+    text = re.sub(r"⟨([^⟨⟩]*)⟩/(\d+)", r"\\frac{\\langle \1\\rangle}{\2}", text)
+    text = re.sub(r"(?<![A-Za-z\\])([a-zA-Z])(\d+)", r"\1_{\2}", text)
+    text = re.sub(r"(?<![A-Za-z\\])([a-zA-Z])\{([ij][^{}]*)\}", r"\1_{\2}", text)
+    for plain, tex in (("x̄", r"\bar x"), ("…", r"\dots"), ("·", r"\cdot"), ("′", "'"), ("−", "-")):
+        text = text.replace(plain, tex)
+    return re.sub(r"\b(NNGP|NTK)\b", r"\\mathrm{\1}", text)

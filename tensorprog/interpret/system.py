@@ -1,0 +1,184 @@
+"""A program's moments, ready to be computed: demanded, planned, and evaluated for tiles of inputs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tensorprog.errors import ProgramError, bad_argument
+from tensorprog.interpret.demand import Demand
+from tensorprog.interpret.equations import ImportEq, JointEq, PairEq, System
+from tensorprog.interpret.moments import Buffer, Context, evaluate
+from tensorprog.interpret.plan import Plan, plan
+from tensorprog.ir import Bias, Parameter, Sites, Structure, fan
+from tensorprog.program import Program
+
+Array = jax.Array
+Targets = tuple[tuple[int, int], ...]
+"""Pairs of vectors (u, v) whose second moments are wanted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """The plans for some targets of a structure; compared by identity, made once for equal structures."""
+
+    demand: Demand
+    targets: Targets
+    same: Plan
+    cross: Plan
+    same_cells: tuple[np.ndarray, ...]
+    cross_cells: tuple[np.ndarray, ...]
+
+    def shape(self, target: int) -> Sites:
+        u, v = self.targets[target]
+        linear = self.demand.linear
+        return (*linear.sites(u), *linear.sites(v))
+
+
+@contextmanager
+def deep_recursion(instructions: int) -> Iterator[None]:
+    """Demand recurses once for each instruction on the way down: a deep network needs more than Python's default."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, 1000 + 60 * instructions))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+@lru_cache(maxsize=256)
+def moments(structure: Structure, targets: Targets, *, everything: bool = False) -> Moments:
+    """Demand and plan; with `everything` all crossing cells are kept, for `recursion`."""
+    demand = Demand(structure)
+    same_cells, cross_cells = [], []
+    with deep_recursion(len(structure.instructions)):
+        for u, v in targets:
+            pu, pv = (p.reshape(-1) for p in np.indices((demand.linear.size(u), demand.linear.size(v))))
+            cross_cells.append(demand.second_moment(demand.cross, u, v, pu, pv))
+            same_cells.append(demand.second_moment(demand.same, u, v, pu, pv))
+        while everything and _complete(demand):
+            pass
+    read = [np.array([0, 1]), *same_cells, *(_exported(e) for e in demand.cross.equations)]
+    same = plan(demand.same, np.concatenate(read))
+    kept = np.arange(len(demand.cross.owners)) if everything else np.concatenate(cross_cells)
+    return Moments(demand, targets, same, plan(demand.cross, kept, same), tuple(same_cells), tuple(cross_cells))
+
+
+def _complete(demand: Demand) -> bool:
+    """Ask for all pairs of sites of every crossing moment that there is; whether there were new ones."""
+    before = len(demand.cross.owners)
+    for key in [k for k in demand.cross.tables if k[0] == "moment"]:
+        _, u, v = key
+        pu, pv = (p.reshape(-1) for p in np.indices((demand.linear.size(u), demand.linear.size(v))))
+        demand.moment(demand.cross, u, v, pu, pv)
+    return len(demand.cross.owners) > before
+
+
+def _exported(equation: Any) -> np.ndarray:
+    """Same-input cells that a crossing equation reads."""
+    match equation:
+        case PairEq(left=left, right=right):
+            return np.concatenate([left, right])
+        case ImportEq(cells=cells):
+            return cells
+        case JointEq(cov=cov, where=where):
+            return cov[:, np.array(where) != "own"].reshape(-1)
+        case _:
+            return np.zeros(0, dtype=np.int64)
+
+
+def seeds(m: Moments, monomials: Array, weights: Array) -> Array:
+    """Values of the parameters' own terms; `weights` is (P,) or (P, *batch)."""
+    entries = m.demand.seeds.entries
+    longest = max(1, max(len(entry) for entry in entries))
+    padded = [[*entry, *[(0, 0)] * (longest - len(entry))] for entry in entries]
+    which = np.array(padded, dtype=np.int32)  # monomial 0 is the number 0
+    factors = monomials[which[..., 1]]
+    chosen = weights[which[..., 0]]
+    return (factors.reshape(*factors.shape, *(1,) * (chosen.ndim - 2)) * chosen).sum(1)
+
+
+def same_stage(
+    m: Moments, leaves: Any, weights: Array, x: tuple[Array, ...], *, tangent: bool, error: bool
+) -> Buffer:
+    """The same-input system's kept cells, (cells, n)."""
+    dtype = _dtype(x)
+    monomials = m.demand.linear.monomials.values(leaves, dtype)
+    context = Context((x, x), monomials, seeds(m, monomials, weights.astype(dtype)) if tangent else None)
+    n = x[0].shape[0] if x else 1
+    return evaluate(m.same, context, (n,), tangent=tangent, error=error)
+
+
+def cross_stage(
+    m: Moments,
+    leaves: Any,
+    weights: Array,
+    x1: tuple[Array, ...],
+    x2: tuple[Array, ...],
+    left: Buffer,
+    right: Buffer,
+    valid: Array | None,
+    *,
+    tangent: bool,
+    error: bool,
+    equal: Array | None = None,
+    deltas: Array | None = None,
+) -> Buffer:
+    """The crossing system's kept cells, (cells, n1, n2)."""
+    dtype = _dtype(x1)
+    monomials = m.demand.linear.monomials.values(leaves, dtype)
+    own = seeds(m, monomials, weights.astype(dtype)) if tangent else None
+    context = Context((x1, x2), monomials, own, left.value, right.value, left.error, right.error, valid, equal)
+    batch = (x1[0].shape[0] if x1 else 1, x2[0].shape[0] if x2 else 1)
+    return evaluate(m.cross, context, batch, tangent=tangent, error=error, deltas=deltas)
+
+
+def _dtype(x: tuple[Array, ...]) -> Any:
+    return x[0].dtype if x else jnp.result_type(float)
+
+
+def parameter_weights(program: Program, convention: str, widths: Mapping[str, int] | int | None) -> Array:
+    """f_p · lr_p for each parameter: scale² (multiplier-std), 1 (init-std), the fan (standard).
+
+    **Raises:** `ProgramError` for an unknown convention, or "standard" without widths.
+    """
+    structure, leaves = program.structure, program.leaves
+
+    def factor(parameter: Parameter) -> Any:
+        match convention:
+            case "multiplier-std":
+                if parameter.scale is None:
+                    return jnp.asarray(leaves[parameter.var.index])
+                return jnp.asarray(leaves[parameter.scale.index]) ** 2
+            case "init-std":
+                return 1.0
+            case "standard":
+                if isinstance(parameter, Bias):
+                    return 1.0
+                cols = 1 if isinstance(parameter.cols, int) else _width(widths, parameter.cols)
+                return float(fan(parameter) * cols)
+            case _:
+                raise bad_argument(
+                    "convention", f"{convention!r} is none", "give 'multiplier-std', 'init-std' or 'standard'"
+                )
+
+    values = [factor(p) * jnp.asarray(leaves[p.lr.index]) for p in structure.parameters]
+    return jnp.stack([jnp.asarray(v, jnp.result_type(float)) for v in values]) if values else jnp.zeros(1)
+
+
+def _width(widths: Mapping[str, int] | int | None, name: str) -> int:
+    if isinstance(widths, int):
+        return widths
+    if widths is None or name not in widths:
+        raise ProgramError(
+            f"convention='standard': its NTK grows with the width; give widths={{{name!r}: …}} or widths=…"
+        )
+    return widths[name]

@@ -1,0 +1,410 @@
+"""Infinite-width kernels: the public functions over `interpret.system` and `tiles`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tensorprog import tiles
+from tensorprog.batch import batch, is_concrete, require_program
+from tensorprog.errors import ProgramError, bad_argument, problem
+from tensorprog.existence import check_expectations
+from tensorprog.functions.base import method
+from tensorprog.gia import Finding, forward_transposes, readout_findings
+from tensorprog.interpret.equations import JointEq, PairEq
+from tensorprog.interpret.moments import Buffer
+from tensorprog.interpret.system import Moments, Targets, cross_stage, moments, parameter_weights, same_stage
+from tensorprog.ir import ScalarType, Structure
+from tensorprog.program import Program
+from tensorprog.show import Printer
+
+Array = jax.Array
+
+
+class Bounds(NamedTuple):
+    """Bounds on the errors of both kernels, entry by entry."""
+
+    nngp: Any
+    ntk: Any
+
+
+class Kernels(NamedTuple):
+    """The kernels of a program: `nngp` and `ntk`, (N1, N2, *S, *S); `error` bounds both when it was asked for."""
+
+    nngp: Any
+    ntk: Any
+    error: Any = None
+
+
+def nngp(program: Program, x1: Any = None, x2: Any = None, *, progress: bool = False) -> Any:
+    """The NNGP kernel, K(x, x̄) = lim E f(x) f(x̄) over the draws of the parameters.
+
+    x1 (N1, *sites, features), x2 (N2, …) or None for x1 itself (then exactly symmetric); tuples for several inputs.
+    Returns (N1, N2, *S, *S) for a readout over sites S, in the inputs' dtype; a tuple for several outputs. For a wide
+    vector it is its second moment lim h·h̄/n. Differentiable in x1, x2 and the program's numbers.
+
+    **Raises:** `ProgramError` for data that do not fit, W and Wᵀ both used forward, Moments and functions of more than two
+    dependent Gaussians, expectations that do not exist.
+
+    Source: Tensor Programs I (1910.12478), Theorem 5.4 and Corollary 5.5.
+    """
+    results, single = _kernels(program, x1, x2, "nngp", progress=progress)
+    return _outputs([r.nngp for r in results], single)
+
+
+def ntk(
+    program: Program,
+    x1: Any = None,
+    x2: Any = None,
+    *,
+    convention: str = "multiplier-std",
+    widths: Mapping[str, int] | int | None = None,
+    progress: bool = False,
+) -> Any:
+    """The neural tangent kernel Θ(x, x̄) = lim ⟨∇f(x), ∇f(x̄)⟩ = Σ_p lr_p f_p T_p, weights shared wherever they are.
+
+    Arguments and shapes as for `nngp`. `convention` fixes f_p: "multiplier-std" (default) trains θ ~ N(0, 1) under the
+    multiplier `scale` = √var, f_p = scale²; "init-std" (the papers) trains W·√fan itself, f_p = 1; "standard" trains W,
+    f_p = fan, and needs `widths`.
+
+    **Raises:** `ProgramError` as `nngp`, and where the Simple GIA Check fails.
+
+    Source: Tensor Programs II (2006.14548), Theorem 7.2; THEORY of the differentiated form in docs/theory.md.
+    """
+    results, single = _kernels(program, x1, x2, "ntk", convention=convention, widths=widths, progress=progress)
+    return _outputs([r.ntk for r in results], single)
+
+
+def kernels(
+    program: Program,
+    x1: Any = None,
+    x2: Any = None,
+    *,
+    error: bool = False,
+    convention: str = "multiplier-std",
+    widths: Mapping[str, int] | int | None = None,
+    progress: bool = False,
+) -> Any:
+    """Both kernels in one pass, `.nngp` and `.ntk`; with `error=True` also `.error`, bounds `.error.nngp`, `.error.ntk`.
+
+    The bounds cover what quadrature and series leave out and rounding, both carried through the recursion to first
+    order. Arguments and shapes as for `ntk`.
+    """
+    results, single = _kernels(
+        program, x1, x2, "ntk", error=error, convention=convention, widths=widths, progress=progress
+    )
+    return _outputs(results, single)
+
+
+def second_moment(program: Program, u: str, v: str, x1: Any = None, x2: Any = None) -> Any:
+    """lim u(x)·v(x̄)/n for two vectors by their printed names: (N1, N2, *S_u, *S_v).
+
+    **Raises:** `ProgramError` for names that the program does not have, or that are no wide vectors.
+    """
+    structure = require_program(program, "second_moment").structure
+    _refuse(structure, forward_transposes(structure))
+    positions = []
+    for argument, name in (("u", u), ("v", v)):
+        position = structure.position(name)
+        if position is None or isinstance(structure.types[position], ScalarType):
+            known = ", ".join(
+                n for n, t in zip(structure.names, structure.types, strict=True) if n and not isinstance(t, ScalarType)
+            )
+            raise bad_argument(argument, f"the program has no vector {name!r}", f"its vectors are {known}")
+        positions.append(position)
+    arrays = _data(structure, x1, x2)
+    return _evaluate(program, *arrays, ((positions[0], positions[1]),), tangent=False)[0]["value"]
+
+
+def ntk_by_parameter(
+    program: Program,
+    x1: Any = None,
+    x2: Any = None,
+    *,
+    convention: str = "multiplier-std",
+    widths: Mapping[str, int] | int | None = None,
+) -> Any:
+    """The NTK's terms lr_p f_p T_p by parameter name; they sum to `ntk`. Arguments as for `ntk`.
+
+    One reverse pass: the cotangent of a cross covariance is its D (docs/theory.md).
+    """
+    structure = _kernel_structure(program, "ntk")
+    arrays = _data(structure, x1, x2)
+    weights = parameter_weights(program, convention, widths)
+    results = _evaluate(program, *arrays, _targets(structure), tangent=True, weights=weights, split=True)
+    names = [p.name for p in structure.parameters]
+    parts = [{name: r["tangent"][i] for i, name in enumerate(names)} for r in results]
+    return _outputs(parts, structure.single)
+
+
+# --------------------------------------------------------------------------------------------------- the rest
+
+
+def _outputs(results: list[Any], single: bool) -> Any:
+    return results[0] if single else tuple(results)
+
+
+def _kernels(
+    program: Program,
+    x1: Any,
+    x2: Any,
+    what: str,
+    *,
+    error: bool = False,
+    convention: str = "multiplier-std",
+    widths: Mapping[str, int] | int | None = None,
+    progress: bool = False,
+) -> tuple[list[Kernels], bool]:
+    structure = _kernel_structure(program, what)
+    arrays = _data(structure, x1, x2)
+    weights = parameter_weights(program, convention, widths)
+    results = _evaluate(
+        program, *arrays, _targets(structure), tangent=what == "ntk", error=error, weights=weights, progress=progress
+    )
+    found = []
+    for r in results:
+        bounds = Bounds(r["error"], r["tangent_error"]) if error else None
+        found.append(Kernels(r["value"], r["tangent"], bounds))
+    return found, structure.single
+
+
+def _kernel_structure(program: Program, what: str) -> Structure:
+    """The structure, once the kernel interpreter may take it."""
+    structure = require_program(program, what).structure
+    findings = forward_transposes(structure)
+    findings += readout_findings(structure)
+    _refuse(structure, findings)
+    return structure
+
+
+def _refuse(structure: Structure, findings: list[Finding]) -> None:
+    if findings:
+        first = findings[0]
+        printer = Printer(structure, [None] * len(structure.numbers))
+        text = printer.expression(first.position, top=structure.names[first.position] is None)
+        raise problem(structure.line(first.position), text, first.why, first.remedy)
+
+
+def _targets(structure: Structure) -> Targets:
+    return tuple((o, o) for o in structure.outputs)
+
+
+def _data(structure: Structure, x1: Any, x2: Any) -> tuple[tuple[Array, ...], tuple[Array, ...] | None]:
+    first = batch(structure, x1, "x1")
+    if x2 is None:
+        return first, None
+    second = batch(structure, x2, "x2")
+    dtype = jnp.result_type(*first, *second)
+    return tuple(a.astype(dtype) for a in first), tuple(a.astype(dtype) for a in second)
+
+
+def tile_side(m: Moments) -> int:
+    """The side of this program's tiles, from the rows of its buffer."""
+    costly = any(
+        isinstance(e, JointEq) or (isinstance(e, PairEq) and method(e.phi, e.psi) != "closed form")
+        for e in m.demand.cross.equations
+    )
+    return tiles.side(m.cross.rows, small=costly)
+
+
+_same = jax.jit(same_stage, static_argnums=0, static_argnames=("tangent", "error"))
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("tangent", "error", "split"))
+def _tile(
+    m: Moments, leaves: Any, weights: Array, x1: Any, x2: Any, left: Buffer, right: Buffer, valid: Array,
+    *, tangent: bool, error: bool, split: bool,
+) -> Buffer:  # fmt: skip
+    """One tile of pairs: the kept crossing cells; with `split`, tangents (P, cells, t, t) by parameter."""
+    run = partial(cross_stage, m, leaves, x1=x1, x2=x2, left=left, right=right, valid=valid, error=error)
+    if not split:
+        return run(weights, tangent=tangent)
+    return _by_parameter(lambda w: run(w, tangent=True), weights, valid.shape)
+
+
+@partial(jax.jit, static_argnums=0)
+def _same_split(m: Moments, leaves: Any, weights: Array, x: Any) -> Buffer:
+    run = partial(same_stage, m, leaves, x=x, tangent=True, error=False)
+    return _by_parameter(run, weights, (x[0].shape[0] if x else 1,))
+
+
+def _by_parameter(run: Any, weights: Array, shape: tuple[int, ...]) -> Buffer:
+    """Tangents by parameter in one reverse pass a cell: they are linear in the weights, here one for each pair."""
+    spread = jnp.broadcast_to(weights.reshape(-1, *(1,) * len(shape)), (len(weights), *shape))
+    tangents, pullback, buffer = jax.vjp(lambda w: (lambda b: (b.tangent, b))(run(w)), spread, has_aux=True)
+
+    def one(cell: Array) -> Array:
+        cotangent = jnp.zeros_like(tangents).at[cell].set(1.0)
+        return pullback(cotangent)[0] * spread
+
+    parts = jax.lax.map(one, jnp.arange(tangents.shape[0]))
+    return Buffer(buffer.value, jnp.swapaxes(parts, 0, 1), None, None)
+
+
+def _evaluate(
+    program: Program,
+    x1: tuple[Array, ...],
+    x2: tuple[Array, ...] | None,
+    targets: Targets,
+    *,
+    tangent: bool,
+    error: bool = False,
+    weights: Array | None = None,
+    split: bool = False,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
+    """Every target's second moment and what goes with it: (N1, N2, *S_u, *S_v), by tiles."""
+    m = moments(program.structure, targets)
+    weights = jnp.zeros(max(1, len(program.structure.parameters))) if weights is None else weights
+    leaves = tuple(program.leaves)
+    concrete = all(is_concrete(jnp.asarray(a)) for a in jax.tree.leaves((leaves, weights, x1, x2)))
+    grid = _Grid(m, leaves, weights, x1, x2, tangent, error, split)
+    if concrete:
+        found = grid.on_host(progress)
+        check_expectations(program, m, found.left)
+        return [_finite(program, r) for r in grid.targets(found, np)]
+    return grid.targets(grid.in_jax(), jnp)
+
+
+class _Found(NamedTuple):
+    """Tiles with what goes with them: same-input blocks of x1, crossing tiles (T, …), their block indices."""
+
+    left: Buffer
+    diagonal: Buffer
+    tiles: Buffer
+    index: np.ndarray
+
+
+class _Grid:
+    """The tiles of one call."""
+
+    def __init__(
+        self, m: Moments, leaves: Any, weights: Array, x1: Any, x2: Any, tangent: bool, error: bool, split: bool
+    ):
+        self.m, self.leaves, self.weights = m, leaves, weights
+        self.tangent, self.error, self.split = tangent, error, split
+        self.alone = x2 is None
+        self.symmetric = self.alone and all(u == v for u, v in m.targets)
+        self.x1 = x1
+        self.x2 = x1 if x2 is None else x2
+        self.n1 = x1[0].shape[0] if x1 else 1
+        self.n2 = self.x2[0].shape[0] if self.x2 else 1
+        self.side = tile_side(m) if x1 else 1
+
+    def blocked(self, size: int) -> tuple[Any, Any, np.ndarray, tuple[int, int]]:
+        b1 = tiles.blocks(self.x1, size) if self.x1 else ()
+        b2 = b1 if self.alone else tiles.blocks(self.x2, size)
+        counts = (b1[0].shape[0], b2[0].shape[0]) if b1 else (1, 1)
+        return b1, b2, tiles.pairs(*counts, self.symmetric), counts
+
+    def valid(self, i: Any, j: Any, size: int) -> Array:
+        inside = tiles.wanted(i, j, size, self.n1, self.n2, self.symmetric)
+        if self.alone and not self.symmetric:
+            inside &= (i * size + jnp.arange(size))[:, None] != (j * size + jnp.arange(size))[None, :]
+        return inside
+
+    def same(self, x: Any) -> Buffer:
+        return _same(self.m, self.leaves, self.weights, x, tangent=self.tangent and not self.split, error=self.error)
+
+    def diagonal(self, x: Any, same: Buffer) -> Buffer:
+        return _same_split(self.m, self.leaves, self.weights, x) if self.split and self.alone else same
+
+    def tile(self, x1: Any, x2: Any, left: Buffer, right: Buffer, valid: Array) -> Buffer:
+        plain = [Buffer(b.value, None, b.error, None) for b in (left, right)]
+        return _tile(
+            self.m, self.leaves, self.weights, x1, x2, *plain, valid,
+            tangent=self.tangent, error=self.error, split=self.split,
+        )  # fmt: skip
+
+    def on_host(self, progress: bool) -> _Found:
+        b1, b2, index, counts = self.blocked(self.side)
+        one = [tuple(a[i] for a in b1) for i in range(counts[0])]
+        two = one if self.alone else [tuple(a[i] for a in b2) for i in range(counts[1])]
+        left = [self.same(x) for x in one]
+        right = left if self.alone else [self.same(x) for x in two]
+        diagonal = [self.diagonal(x, s) for x, s in zip(one, left, strict=True)]
+        items = ((one[i], two[j], left[i], right[j], self.valid(i, j, self.side)) for i, j in index.tolist())
+        found = tiles.host_map(self.tile, items, progress, len(index))
+        return _Found(_stacked(left), _stacked(diagonal), _stacked(found), index)
+
+    def in_jax(self) -> _Found:
+        size = min(self.side, 4 * -(-max(self.n1, self.n2) // 4))
+        b1, b2, index, _ = self.blocked(size)
+        if not b1:
+            left = self.same(())
+            tile = self.tile((), (), left, left, self.valid(0, 0, 1))
+            diagonal = self.diagonal((), left)
+            return _Found(*(jax.tree.map(lambda a: a[None], b) for b in (left, diagonal, tile)), index)
+        left = jax.lax.map(self.same, b1)
+        right = left if self.alone else jax.lax.map(self.same, b2)
+        diagonal = jax.lax.map(lambda pair: self.diagonal(*pair), (b1, left))
+
+        def one(ij: Array) -> Buffer:
+            i, j = ij
+
+            def pick(tree: Any, k: Array) -> Any:
+                return jax.tree.map(lambda a: a[k], tree)
+
+            return self.tile(pick(b1, i), pick(b2, j), pick(left, i), pick(right, j), self.valid(i, j, size))
+
+        return _Found(left, diagonal, jax.lax.map(one, jnp.asarray(index)), index)
+
+    def targets(self, found: _Found, xp: Any) -> list[dict[str, Any]]:
+        return [self.target(found, k, xp) for k in range(len(self.m.targets))]
+
+    def target(self, found: _Found, k: int, xp: Any) -> dict[str, Any]:
+        names = ("value", "tangent", "error", "tangent_error")
+        parts = zip(names, _fields(found.tiles), _fields(found.diagonal), strict=True)
+        return {name: self.whole(found, tile, diagonal, k, xp) for name, tile, diagonal in parts}
+
+    def whole(self, found: _Found, tile: Any, diagonal: Any, k: int, xp: Any) -> Any:
+        """One quantity of a target, (N1, N2, *S_u, *S_v), or (P, N1, N2, …) when split by parameter."""
+        if tile is None:
+            return None
+        if tile.ndim == 5:
+            per = [
+                self.whole(found, tile[:, p], diagonal[:, p] if self.alone else None, k, xp)
+                for p in range(tile.shape[1])
+            ]
+            return xp.stack(per)
+        rows = self.m.cross.kept(self.m.cross_cells[k])
+        size = tile.shape[-1]
+        counts = (-(-self.n1 // size), -(-self.n2 // size))
+        whole = tiles.assemble(tile[:, rows], found.index, counts, (self.n1, self.n2), xp)
+        if self.alone:
+            cells = self.m.same.kept(self.m.same_cells[k])
+            exact = xp.moveaxis(diagonal[:, cells], 1, 0).reshape(len(cells), -1)[:, : self.n1]
+            if self.symmetric:
+                shape = self.m.shape(k)
+                half = int(np.prod(shape[: len(shape) // 2], dtype=int))
+                swap = np.arange(half * half).reshape(half, half).T.reshape(-1)
+                whole = tiles.mirrored(whole, swap, exact, xp)
+            else:
+                whole = xp.where(np.eye(self.n1, dtype=bool), exact[:, :, None], whole)
+        result = xp.moveaxis(whole, 0, -1).reshape(self.n1, self.n2, *self.m.shape(k))
+        if not self.x1:
+            result = result[0, 0]
+        return jnp.asarray(result)
+
+
+def _fields(buffer: Buffer) -> tuple[Any, Any, Any, Any]:
+    return buffer.value, buffer.tangent, buffer.error, buffer.tangent_error
+
+
+def _stacked(buffers: list[Buffer]) -> Buffer:
+    return jax.tree.map(lambda *a: np.stack([np.asarray(x) for x in a]), *buffers)
+
+
+def _finite(program: Program, result: dict[str, Any]) -> dict[str, Any]:
+    for name in ("value", "tangent"):
+        if result[name] is not None and not np.isfinite(np.asarray(result[name])).all():
+            raise ProgramError(
+                f"{program.structure.name}: the kernel is not finite for these inputs, its variances overflow "
+                f"{jnp.asarray(result[name]).dtype}; scale the inputs or the variances down, or use float64"
+            )
+    return result

@@ -1,0 +1,37 @@
+"""What every test starts from: float64 switched on, compiled functions kept, hypothesis without a clock."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+
+jax.config.update("jax_enable_x64", True)
+
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.load_profile("tests")
+
+# Compiled functions are kept beside pytest's own cache, so that a second run starts warm; a folder a worker, since JAX
+# writes its entries in place. A test that times compilation runs its code in `fresh_process`, where nothing is kept.
+CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax" / os.environ.get("PYTEST_XDIST_WORKER", "main")
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture
+def fresh_process() -> Callable[[str], str]:
+    """fresh_process(code) runs Python code in a process of its own, in float64 and without caches; what it prints."""
+
+    def run(code: str) -> str:
+        start = "import jax\njax.config.update('jax_enable_x64', True)\n"
+        command = [sys.executable, "-c", start + textwrap.dedent(code)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

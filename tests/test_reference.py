@@ -1,0 +1,34 @@
+"""Kernels of independent libraries and of the papers' code, at the tolerances that those have themselves."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tensorprog as tp
+from tests import layers, reference
+
+CASES = [n for n in reference.names() if not reference.case(n).ops & layers.NOT_YET]
+KINKED = {"Relu", "LeakyRelu", "ABRelu", "Abs", "Sign", "RectifiedMonomial"}
+
+
+def tolerance(case: reference.Case, array: str) -> float:
+    """1e-10, 1e-6 where the reference's angles of (anti)parallel pairs carry its own rounding, or its own quadrature's."""
+    if "Numerical" in case.ops:
+        return max(2 * case.quadrature.get(array, 0.0), 1e-5)
+    return 1e-6 if case.ops & KINKED else 1e-9
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_layers(name: str) -> None:
+    case = reference.case(name)
+    program = tp.trace(layers.network, tp.Input(*case.x1.shape[1:]), spec=case.spec)
+    for suffix, x2 in (("12", jnp.asarray(case.x2)), ("11", None)):
+        if f"nngp_{suffix}" not in case.arrays:
+            continue
+        found = tp.kernels(program, jnp.asarray(case.x1), x2)
+        for what, ours in (("nngp", found.nngp), ("ntk", found.ntk)):
+            theirs = case.arrays[f"{what}_{suffix}"]
+            error = np.abs(ours - theirs).max() / np.abs(theirs).max()
+            assert error <= tolerance(case, f"{what}_{suffix}"), f"{what}_{suffix} is off by {error:.2e}"
