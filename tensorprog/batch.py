@@ -10,7 +10,7 @@ import numpy as np
 
 from tensorprog.errors import ProgramError, bad_argument
 from tensorprog.ir import Structure
-from tensorprog.program import Program
+from tensorprog.program import Program, is_concrete
 
 
 def require_program(program: object, caller: str) -> Program:
@@ -20,15 +20,6 @@ def require_program(program: object, caller: str) -> Program:
     return program
 
 
-def is_concrete(array: jax.Array) -> bool:
-    """Whether an array has values now, outside any JAX transformation."""
-    try:
-        np.asarray(array[:0] if array.ndim else array)
-    except jax.errors.TracerArrayConversionError:
-        return False
-    return True
-
-
 def batch(structure: Structure, x: Any, name: str = "x1") -> tuple[jax.Array, ...]:
     """One array (N, *sites, features) for each input, of one floating dtype.
 
@@ -36,13 +27,17 @@ def batch(structure: Structure, x: Any, name: str = "x1") -> tuple[jax.Array, ..
     values that are no numbers, NaN or infinite.
     """
     count = len(structure.inputs)
+    if x is None and count:
+        raise bad_argument(name, "no data, and the program has an input", f"give an array (N, {_axes(structure)})")
     values = x if isinstance(x, tuple) else (x,) if count == 1 else tuple(x) if isinstance(x, list) else (x,)
     if count == 0:
         if x is not None:
             raise bad_argument(name, "the program has no inputs", "leave it out")
         return ()
     if len(values) != count:
-        raise bad_argument(name, f"{len(values)} arrays for {count} inputs", "give a tuple with one array for each input")
+        inputs = "1 input" if count == 1 else f"{count} inputs"
+        remedy = "give one array" if count == 1 else "give a tuple with one array for each input"
+        raise bad_argument(name, f"{len(values)} arrays for {inputs}", remedy)
     arrays = [_array(v, name) for v in values]
     dtype = jnp.result_type(*arrays)
     dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
@@ -54,19 +49,26 @@ def batch(structure: Structure, x: Any, name: str = "x1") -> tuple[jax.Array, ..
 
 
 def _array(value: Any, name: str) -> jax.Array:
-    if isinstance(value, jax.Array):
-        array = value
-    else:
-        try:
-            raw = np.asarray(value)
-        except ValueError as error:
-            raise bad_argument(name, f"not an array ({error})", "give numbers of one shape for each example") from None
-        if raw.dtype.kind not in "fiub":
-            raise bad_argument(name, f"holds {raw.dtype}, not numbers", "convert it to floating point numbers first")
-        array = jnp.asarray(raw)
+    try:
+        array = value if isinstance(value, jax.Array) else np.asarray(value)
+    except ValueError as error:
+        raise bad_argument(name, f"not an array ({error})", "give numbers of one shape for each example") from None
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise bad_argument(name, "holds complex numbers", "give real numbers")
-    return array
+    if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
+        held = "text" if isinstance(array, np.ndarray) and _has_text(array) else str(array.dtype)
+        raise bad_argument(name, f"holds {held}, not numbers", "convert it to floating point numbers first")
+    return jnp.asarray(array)
+
+
+def _has_text(array: np.ndarray) -> bool:
+    return array.dtype.kind in "US" or (
+        array.dtype.kind == "O" and any(isinstance(item, str | bytes) for item in array.flat)
+    )
+
+
+def _axes(structure: Structure) -> str:
+    return "), (N, ".join(", ".join(str(s) for s in input_.shape) for input_ in structure.inputs)
 
 
 def _check_shape(array: jax.Array, shape: tuple[int, ...], name: str) -> None:

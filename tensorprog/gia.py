@@ -2,28 +2,15 @@
 
 Condition 1 of Tensor Programs II: the readout is sampled independently of everything else with mean 0, and is used
 nowhere but in the output. Here a readout is a weight with a fixed number of rows, so it is independent and centred by
-construction; what can break the check is an output that is not read by one: a Moment (a mean readout), a function of
-scalars, or a readout that an earlier instruction meets as well.
+construction, and tracing refuses it inside the network; what can break the check is an output that is not read by one:
+a Moment (a mean readout), a function of scalars, or a Moment added to a readout.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tensorprog.ir import (
-
-
-
-
-    MatMul,
-
-
-
-    ScalarType,
-
-    Structure,
-    operands,
-)
+from tensorprog.ir import BiasVector, LinComb, MatMul, ScalarType, Structure, operands
 
 
 @dataclass(frozen=True)
@@ -48,19 +35,35 @@ def reached(structure: Structure, starts: tuple[int, ...]) -> list[int]:
     return sorted(seen)
 
 
+_MEAN_READOUT = (
+    "the output is an average over the width, not a readout sampled independently with mean 0",
+    "the limit itself still exists; for an ntk read the vector with v = tp.weight('v', 1, n), v @ x",
+)
+
+
 def readout_findings(structure: Structure) -> list[Finding]:
     """What breaks the Simple GIA Check; empty when it holds."""
-    findings = []
-    for output in structure.outputs:
-        if isinstance(structure.types[output], ScalarType):
-            findings.append(
-                Finding(
-                    "simple GIA check", output,
-                    "the output is an average over the width, not a readout sampled independently with mean 0",
-                    "read it with v = tp.weight('v', 1, n); v @ x, or use tp.limit",
-                )
-            )  # fmt: skip
-    return findings
+    positions = (p for output in structure.outputs for p in _averages(structure, output))
+    return [Finding("simple GIA check", position, *_MEAN_READOUT) for position in dict.fromkeys(positions)]
+
+
+def _averages(structure: Structure, output: int) -> list[int]:
+    """Where an output is a function of averages over the width: a Moment, or a readout that one is added to."""
+    if isinstance(structure.types[output], ScalarType):
+        return [output]
+    if structure.vector(output).space != "output":
+        return []
+    return [p for p in reached(structure, (output,)) if _adds_average(structure, p)]
+
+
+def _adds_average(structure: Structure, position: int) -> bool:
+    """Whether scalars of the program are added to a readout; c·(v x) adds none: it is the readout of c·x."""
+    type_, instruction = structure.types[position], structure.instructions[position]
+    if not isinstance(instruction, LinComb) or isinstance(type_, ScalarType) or type_.space != "output":
+        return False
+    coefs = list(instruction.constants)
+    coefs += [coef for coef, x in instruction.terms if isinstance(structure.instructions[x], BiasVector)]
+    return any(isinstance(factor, int) for coef in coefs for factor in coef.factors)
 
 
 def forward_transposes(structure: Structure) -> list[Finding]:
@@ -80,7 +83,7 @@ def forward_transposes(structure: Structure) -> list[Finding]:
             "forward use of W and Wᵀ", max(plain[weight], transposed[weight]),
             f"{structure.weights[weight].name} and its transpose both act forward, so their products are not Gaussian: "
             "a Ż term appears",
-            "use tp.limit, or an independent weight for the way back",
+            "nngp and ntk refuse it; the limit itself still exists, or declare an independent weight for the way back",
         )
         for weight in sorted(plain.keys() & transposed.keys())
     ]  # fmt: skip
@@ -89,5 +92,3 @@ def forward_transposes(structure: Structure) -> list[Finding]:
 def simple_gia_check(structure: Structure) -> bool:
     """Whether the Simple GIA Check holds."""
     return not readout_findings(structure)
-
-

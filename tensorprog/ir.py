@@ -17,7 +17,7 @@ from functools import cached_property
 
 import numpy as np
 
-from tensorprog.errors import Line
+from tensorprog.errors import Line, bad_argument
 from tensorprog.functions.frozen import Function
 
 Dim = str | int
@@ -80,8 +80,13 @@ class Input:
     features: int
 
     def __init__(self, *shape: int):
+        if not shape or not all(isinstance(s, int | np.integer) and not isinstance(s, bool) and s > 0 for s in shape):
+            given = ", ".join(map(repr, shape))
+            raise bad_argument(
+                f"Input({given})", "no shape of one example", "write tp.Input(*sites, features), positive ints"
+            )
         object.__setattr__(self, "sites", tuple(int(s) for s in shape[:-1]))
-        object.__setattr__(self, "features", int(shape[-1]) if shape else 0)
+        object.__setattr__(self, "features", int(shape[-1]))
 
     @property
     def shape(self) -> Sites:
@@ -174,7 +179,7 @@ class LinComb:
 
 @dataclass(frozen=True)
 class Gather:
-    """y[site] = the vector at position `source[site]` of the operands' sites, laid end to end: indexing, reshape, stack …"""
+    """y[site] = the vector at place `source[site]` of the operands' sites, laid end to end: index, reshape, stack …"""
 
     xs: tuple[int, ...]
     source: IntArray

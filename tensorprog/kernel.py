@@ -17,7 +17,7 @@ from tensorprog.existence import check_expectations
 from tensorprog.functions.base import method
 from tensorprog.gia import Finding, forward_transposes, readout_findings
 from tensorprog.interpret.equations import JointEq, PairEq
-from tensorprog.interpret.moments import Buffer
+from tensorprog.interpret.moments import Alone, Buffer
 from tensorprog.interpret.system import Moments, Targets, cross_stage, moments, parameter_weights, same_stage
 from tensorprog.ir import ScalarType, Structure
 from tensorprog.program import Program
@@ -212,25 +212,22 @@ def tile_side(m: Moments) -> int:
     return tiles.side(m.cross.rows, small=costly)
 
 
-_same = jax.jit(same_stage, static_argnums=0, static_argnames=("tangent", "error"))
+_alone = jax.jit(same_stage, static_argnums=0, static_argnames=("slope", "error"))
 
 
-@partial(jax.jit, static_argnums=0, static_argnames=("tangent", "error", "split"))
+@partial(jax.jit, static_argnums=0, static_argnames=("tangent", "error", "split", "matched"))
 def _tile(
-    m: Moments, leaves: Any, weights: Array, x1: Any, x2: Any, left: Buffer, right: Buffer, valid: Array,
-    *, tangent: bool, error: bool, split: bool,
+    m: Moments, leaves: Any, weights: Array, x1: Any, x2: Any, left: Alone, right: Alone, valid: Array | None,
+    *, tangent: bool, error: bool, split: bool, matched: bool = False,
 ) -> Buffer:  # fmt: skip
     """One tile of pairs: the kept crossing cells; with `split`, tangents (P, cells, t, t) by parameter."""
-    run = partial(cross_stage, m, leaves, x1=x1, x2=x2, left=left, right=right, valid=valid, error=error)
+    run = partial(
+        cross_stage, m, leaves, x1=x1, x2=x2, left=left, right=right, valid=valid, error=error, matched=matched
+    )
     if not split:
         return run(weights, tangent=tangent)
-    return _by_parameter(lambda w: run(w, tangent=True), weights, valid.shape)
-
-
-@partial(jax.jit, static_argnums=0)
-def _same_split(m: Moments, leaves: Any, weights: Array, x: Any) -> Buffer:
-    run = partial(same_stage, m, leaves, x=x, tangent=True, error=False)
-    return _by_parameter(run, weights, (x[0].shape[0] if x else 1,))
+    n1, n2 = (x[0].shape[0] if x else 1 for x in (x1, x2))
+    return _by_parameter(lambda w: run(w, tangent=True), weights, (n1,) if matched else (n1, n2))
 
 
 def _by_parameter(run: Any, weights: Array, shape: tuple[int, ...]) -> Buffer:
@@ -274,8 +271,8 @@ def _evaluate(
 class _Found(NamedTuple):
     """Tiles with what goes with them: same-input blocks of x1, crossing tiles (T, …), their block indices."""
 
-    left: Buffer
-    diagonal: Buffer
+    left: Alone
+    diagonal: Buffer | None
     tiles: Buffer
     index: np.ndarray
 
@@ -308,17 +305,19 @@ class _Grid:
             inside &= (i * size + jnp.arange(size))[:, None] != (j * size + jnp.arange(size))[None, :]
         return inside
 
-    def same(self, x: Any) -> Buffer:
-        return _same(self.m, self.leaves, self.weights, x, tangent=self.tangent and not self.split, error=self.error)
+    def same(self, x: Any) -> Alone:
+        return _alone(self.m, self.leaves, x, slope=self.tangent, error=self.error)
 
-    def diagonal(self, x: Any, same: Buffer) -> Buffer:
-        return _same_split(self.m, self.leaves, self.weights, x) if self.split and self.alone else same
+    def diagonal(self, x: Any, alone: Alone) -> Buffer:
+        """Each input with itself."""
+        return self.tile(x, x, alone, alone, None, matched=True)
 
-    def tile(self, x1: Any, x2: Any, left: Buffer, right: Buffer, valid: Array) -> Buffer:
-        plain = [Buffer(b.value, None, b.error, None) for b in (left, right)]
+    def tile(
+        self, x1: Any, x2: Any, left: Alone, right: Alone, valid: Array | None, *, matched: bool = False
+    ) -> Buffer:
         return _tile(
-            self.m, self.leaves, self.weights, x1, x2, *plain, valid,
-            tangent=self.tangent, error=self.error, split=self.split,
+            self.m, self.leaves, self.weights, x1, x2, left, right, valid,
+            tangent=self.tangent, error=self.error, split=self.split, matched=matched,
         )  # fmt: skip
 
     def on_host(self, progress: bool) -> _Found:
@@ -327,10 +326,10 @@ class _Grid:
         two = one if self.alone else [tuple(a[i] for a in b2) for i in range(counts[1])]
         left = [self.same(x) for x in one]
         right = left if self.alone else [self.same(x) for x in two]
-        diagonal = [self.diagonal(x, s) for x, s in zip(one, left, strict=True)]
+        diagonal = [self.diagonal(x, s) for x, s in zip(one, left, strict=True)] if self.alone else None
         items = ((one[i], two[j], left[i], right[j], self.valid(i, j, self.side)) for i, j in index.tolist())
         found = tiles.host_map(self.tile, items, progress, len(index))
-        return _Found(_stacked(left), _stacked(diagonal), _stacked(found), index)
+        return _Found(_stacked(left), _stacked(diagonal) if diagonal else None, _stacked(found), index)
 
     def in_jax(self) -> _Found:
         size = min(self.side, 4 * -(-max(self.n1, self.n2) // 4))
@@ -338,11 +337,10 @@ class _Grid:
         if not b1:
             left = self.same(())
             tile = self.tile((), (), left, left, self.valid(0, 0, 1))
-            diagonal = self.diagonal((), left)
-            return _Found(*(jax.tree.map(lambda a: a[None], b) for b in (left, diagonal, tile)), index)
+            return _Found(*(jax.tree.map(lambda a: a[None], b) for b in (left, self.diagonal((), left), tile)), index)
         left = jax.lax.map(self.same, b1)
         right = left if self.alone else jax.lax.map(self.same, b2)
-        diagonal = jax.lax.map(lambda pair: self.diagonal(*pair), (b1, left))
+        diagonal = jax.lax.map(lambda pair: self.diagonal(*pair), (b1, left)) if self.alone else None
 
         def one(ij: Array) -> Buffer:
             i, j = ij
@@ -359,44 +357,39 @@ class _Grid:
 
     def target(self, found: _Found, k: int, xp: Any) -> dict[str, Any]:
         names = ("value", "tangent", "error", "tangent_error")
-        parts = zip(names, _fields(found.tiles), _fields(found.diagonal), strict=True)
-        return {name: self.whole(found, tile, diagonal, k, xp) for name, tile, diagonal in parts}
+        diagonal = (None,) * 4 if found.diagonal is None else _fields(found.diagonal)
+        parts = zip(names, _fields(found.tiles), diagonal, strict=True)
+        return {name: self.whole(found.index, tile, exact, k, xp) for name, tile, exact in parts}
 
-    def whole(self, found: _Found, tile: Any, diagonal: Any, k: int, xp: Any) -> Any:
+    def whole(self, index: np.ndarray, tile: Any, exact: Any, k: int, xp: Any) -> Any:
         """One quantity of a target, (N1, N2, *S_u, *S_v), or (P, N1, N2, …) when split by parameter."""
         if tile is None:
             return None
         if tile.ndim == 5:
-            per = [
-                self.whole(found, tile[:, p], diagonal[:, p] if self.alone else None, k, xp)
-                for p in range(tile.shape[1])
-            ]
-            return xp.stack(per)
-        rows = self.m.cross.kept(self.m.cross_cells[k])
-        size = tile.shape[-1]
-        counts = (-(-self.n1 // size), -(-self.n2 // size))
-        whole = tiles.assemble(tile[:, rows], found.index, counts, (self.n1, self.n2), xp)
-        if self.alone:
-            cells = self.m.same.kept(self.m.same_cells[k])
-            exact = xp.moveaxis(diagonal[:, cells], 1, 0).reshape(len(cells), -1)[:, : self.n1]
+            parameters = range(tile.shape[1])
+            return xp.stack(
+                [self.whole(index, tile[:, p], None if exact is None else exact[:, p], k, xp) for p in parameters]
+            )
+        rows = self.m.cross.kept(self.m.cells[k])
+        counts = tuple(-(-n // tile.shape[-1]) for n in (self.n1, self.n2))
+        whole = tiles.assemble(tile[:, rows], index, counts, (self.n1, self.n2), xp)
+        if exact is not None:
+            diagonal = xp.moveaxis(exact[:, rows], 1, 0).reshape(len(rows), -1)[:, : self.n1]
             if self.symmetric:
-                shape = self.m.shape(k)
-                half = int(np.prod(shape[: len(shape) // 2], dtype=int))
-                swap = np.arange(half * half).reshape(half, half).T.reshape(-1)
-                whole = tiles.mirrored(whole, swap, exact, xp)
+                half = round(len(rows) ** 0.5)
+                swap = np.arange(len(rows)).reshape(half, half).T.reshape(-1)
+                whole = tiles.mirrored(whole, swap, tiles.upper(diagonal, half), xp)
             else:
-                whole = xp.where(np.eye(self.n1, dtype=bool), exact[:, :, None], whole)
+                whole = xp.where(np.eye(self.n1, dtype=bool), diagonal[:, :, None], whole)
         result = xp.moveaxis(whole, 0, -1).reshape(self.n1, self.n2, *self.m.shape(k))
-        if not self.x1:
-            result = result[0, 0]
-        return jnp.asarray(result)
+        return jnp.asarray(result if self.x1 else result[0, 0])
 
 
 def _fields(buffer: Buffer) -> tuple[Any, Any, Any, Any]:
     return buffer.value, buffer.tangent, buffer.error, buffer.tangent_error
 
 
-def _stacked(buffers: list[Buffer]) -> Buffer:
+def _stacked(buffers: list[Any]) -> Any:
     return jax.tree.map(lambda *a: np.stack([np.asarray(x) for x in a]), *buffers)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -14,48 +15,110 @@ from tensorprog.ir import Num, Structure
 from tensorprog.show import listing
 
 
-@jax.tree_util.register_pytree_node_class
+def is_concrete(value: Any) -> bool:
+    """Whether a number or an array has values now, outside any JAX transformation."""
+    if not isinstance(value, jax.Array):
+        return True
+    try:
+        np.asarray(value[:0] if value.ndim else value)
+    except jax.errors.TracerArrayConversionError:
+        return False
+    return True
+
+
+def refusal(name: str, value: Any) -> str | None:
+    """Why a value cannot be the number of this name, "W.var" or "coef1"; None when it can.
+
+    Variances and learning rates are at least 0, scales and ratios positive, everything is real and finite. Traced
+    values are taken as they are.
+    """
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if not (jax.numpy.issubdtype(array.dtype, np.number) or array.dtype == bool):
+        return f"{value!r} is not a number"
+    if jax.numpy.issubdtype(array.dtype, jax.numpy.complexfloating):
+        return f"{array.dtype} is not real"
+    if not is_concrete(value):
+        return None
+    array = np.asarray(array, dtype=np.float64)
+    if not np.isfinite(array).all():
+        return f"{_short(array)} is not finite"
+    kind = str(name).rpartition(".")[2]
+    if kind in ("var", "lr") and (array < 0).any():
+        return f"{_short(array)} is negative"
+    if kind in ("scale", "ratio") and (array <= 0).any():
+        return f"{_short(array)} is not positive"
+    return None
+
+
+def _short(array: np.ndarray) -> str:
+    return f"{float(array):g}" if array.ndim == 0 else f"an entry of the array {array.shape}"
+
+
+def as_leaf(value: Any) -> Any:
+    """A number as a program holds it: inexact, in double precision until an input gives a dtype."""
+    if not isinstance(value, jax.Array):
+        return np.asarray(value, dtype=np.float64)
+    return value if jax.numpy.issubdtype(value.dtype, jax.numpy.inexact) else value.astype(float)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True, eq=False, repr=False)
 class Program:
     """A network as a tensor program, made by `tensorprog.trace`.
 
     A pytree: its leaves are its numbers (variances, means, learning rates, coefficients), its structure is static,
-    hashable, and equal for equal programs, so one compiled function serves all values of the numbers.
+    hashable, and equal for equal programs, so one compiled function serves all values of the numbers. Two programs are
+    equal when structure and numbers are.
     """
 
-    def __init__(self, structure: Structure, leaves: tuple[Any, ...]):
-        self.structure = structure
-        self.leaves = tuple(leaves)
+    structure: Structure
+    leaves: tuple[Any, ...]
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """The program's numbers by name: "W.var", "W.lr", "b.mean", "n.ratio", "coef1", …"""
+        """The program's numbers by name: "W.var", "W.lr", "W.scale", "b.mean", "n.ratio", "coef1", …"""
         return dict(zip(self.structure.numbers, self.leaves, strict=True))
 
     def replace(self, numbers: Mapping[str, Any]) -> Program:
         """The same program with other values of some numbers ("W.scale" and "b.mean" also where they were left out).
 
-        **Raises:** `ProgramError` for a name that the program does not have.
+        **Raises:** `ProgramError` for a name that the program does not have, a value of another shape, and values that
+        no such number has (a negative variance); traced values are not checked.
+
+        ```python
+        >>> import tensorprog as tp
+        >>> def linear(x):
+        ...     return tp.weight("v", 1, x.features, var=2.0) @ x
+        >>> program = tp.trace(linear, tp.Input(3)).replace({"v.var": 0.5})
+        >>> float(program.numbers["v.var"])
+        0.5
+
+        ```
         """
+        if not isinstance(numbers, Mapping):
+            raise ProgramError(f'replace: {numbers!r} is no mapping; write program.replace({{"W.var": 1.3}})')
         program = self
         for name, value in numbers.items():
+            why = refusal(name, value)
+            if why is not None:
+                raise ProgramError(f"replace: {name!r} cannot be set: {why}; give another value")
             if name not in program.structure.numbers:
                 program = program._with_number(name)
             position = program.structure.numbers.index(name)
-            old = program.leaves[position]
-            if np.shape(value) != np.shape(old):
-                raise ProgramError(f"replace: {name!r} has shape {np.shape(old)}, the new value {np.shape(value)}")
-            new = value if isinstance(value, jax.Array) else np.asarray(value, dtype=np.float64)
-            leaves = (*program.leaves[:position], new, *program.leaves[position + 1 :])
+            shape = program.structure.number_sites[position]
+            if np.shape(value) != shape:
+                raise ProgramError(f"replace: {name!r} has shape {shape}, the new value has shape {np.shape(value)}")
+            leaves = (*program.leaves[:position], as_leaf(value), *program.leaves[position + 1 :])
             program = Program(program.structure, leaves)
         return program
 
     def _with_number(self, name: str) -> Program:
         """The program with a number of its own where a default stood: a scale, or a bias's mean."""
-        owner, _, what = name.rpartition(".")
+        owner, _, what = str(name).rpartition(".")
         structure = self.structure
         owners = {"scale": structure.parameters, "mean": structure.biases}.get(what, ())
         if owner not in {p.name for p in owners}:
-            known = ", ".join(structure.numbers)
+            known = ", ".join(structure.numbers) or "none"
             raise ProgramError(f"replace: the program has no number {name!r}; its numbers are {known}")
         num = Num(len(self.leaves))
 
@@ -69,19 +132,36 @@ class Program:
             numbers=(*structure.numbers, name),
             number_sites=(*structure.number_sites, ()),
         )
-        return Program(structure, (*self.leaves, np.asarray(1.0)))
+        return Program(structure, (*self.leaves, np.asarray(math.nan)))  # `replace` sets it
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Structure]:
         return self.leaves, self.structure
 
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], Structure]:
+        keys = (jax.tree_util.DictKey(name) for name in self.structure.numbers)
+        return tuple(zip(keys, self.leaves, strict=True)), self.structure
+
     @classmethod
-    def tree_unflatten(cls, structure: Structure, leaves: tuple[Any, ...]) -> Program:
+    def tree_unflatten(cls, structure: Structure, leaves: Any) -> Program:
         # No checks here: JAX unflattens with placeholders.
-        program = object.__new__(cls)
-        program.structure, program.leaves = structure, tuple(leaves)
-        return program
+        return cls(structure, tuple(leaves))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Program) or self.structure != other.structure:
+            return False
+        return all(_same(a, b) for a, b in zip(self.leaves, other.leaves, strict=True))
+
+    def __hash__(self) -> int:
+        return hash(self.structure)
 
     def __str__(self) -> str:
         return listing(self.structure, self.leaves)
 
     __repr__ = __str__
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two leaves hold the same values; traced ones only when they are one object."""
+    if a is b:
+        return True
+    return is_concrete(a) and is_concrete(b) and np.array_equal(np.asarray(a), np.asarray(b))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any, assert_never
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.errors import Line
+from tensorprog.functions.frozen import Function, freeze
 from tensorprog.gia import reached, simple_gia_check
 from tensorprog.ir import (
     BiasVector,
@@ -24,14 +28,23 @@ from tensorprog.ir import (
     Parameter,
     ScalarFn,
     ScalarRef,
-    ScalarType,
     SiteSum,
     Structure,
     Weight,
 )
 
-_COLUMN = 56
-_INFIX = {"mul": " ⊙ ", "truediv": " / "}
+# How arithmetic prints, of vectors and of scalars; a user's function that is merely called `mul` prints by its name.
+_VECTORS: dict[Function, str] = {freeze(operator.mul)[0]: " ⊙ ", freeze(operator.truediv)[0]: " / "}
+_SCALARS: dict[Function, str] = {
+    freeze(operator.add)[0]: " + ",
+    freeze(operator.sub)[0]: " − ",
+    freeze(operator.mul)[0]: " ",
+    freeze(operator.truediv)[0]: " / ",
+}
+_SUMS = (" + ", " − ")
+_RECIPROCAL = freeze(jnp.reciprocal)[0]
+_WIDEST = 64  # a left column wider than this pushes its own line's right column only
+_MANY = 6  # operands of a stack that are written out
 
 
 def dimension(dim: Dim) -> str:
@@ -40,12 +53,29 @@ def dimension(dim: Dim) -> str:
 
 
 def number_text(value: Any) -> str | None:
-    """A concrete number in four digits; None for a tracer."""
+    """A concrete number in six digits, an array by its shape; None for what has no value yet."""
+    array = _concrete(value)
+    if array is None:
+        return None
+    if array.ndim == 0:
+        return f"{float(array):.6g}".replace("-", "−", 1) if array < 0 else f"{float(array):.6g}"
+    return f"array({' × '.join(str(s) for s in array.shape)})"
+
+
+def _concrete(value: Any) -> np.ndarray | None:
     try:
         array = np.asarray(value)
-    except jax.errors.TracerArrayConversionError:
+    except Exception:  # a tracer, or whatever JAX puts in a tree's place
         return None
-    return f"{float(array):.6g}" if array.ndim == 0 else f"array{list(array.shape)}".replace("[", "(").replace("]", ")")
+    return array if array.dtype.kind in "fiub" or jnp.issubdtype(array.dtype, jnp.floating) else None
+
+
+def ratio_text(value: float) -> str:
+    """A coefficient: 0.25, and 1/3 instead of 0.333333."""
+    text = f"{value:.6g}"
+    fraction = Fraction(value).limit_denominator(1000)
+    is_fraction = float(text) != value and fraction and abs(float(fraction) - value) <= 4e-16 * abs(value)
+    return str(fraction) if is_fraction else text
 
 
 class Printer:
@@ -54,28 +84,53 @@ class Printer:
     def __init__(self, structure: Structure, leaves: Sequence[Any]):
         self.structure, self.leaves = structure, leaves
 
+    # ---- numbers and coefficients
+
     def number(self, num: Num) -> str:
+        """A number of the program by value, by name while it has none."""
         return number_text(self.leaves[num.index]) or self.structure.numbers[num.index]
 
     def scalar(self, ref: ScalarRef) -> str:
         return self.number(ref) if isinstance(ref, Num) else self.expression(ref)
 
-    def coef(self, coef: Coef) -> str:
-        """The coefficient without its sign when it is ±1 alone."""
-        parts = [self.scalar(f) for f in coef.factors]
-        if abs(coef.constant) != 1.0 or not parts:
-            parts.insert(0, f"{abs(coef.constant):.6g}")
-        return ("−" if coef.constant < 0 else "") + " ".join(parts)
+    def coef(self, coef: Coef) -> tuple[str, str]:
+        """A coefficient's sign, "" or "−", and its size, "" when that is 1."""
+        size, parts = coef.constant, []
+        for factor in coef.factors:
+            value = _concrete(self.leaves[factor.index]) if isinstance(factor, Num) else None
+            if value is not None and value.ndim == 0 and value.dtype.kind == "f":
+                size = size * float(value)
+            else:
+                parts.append(self.scalar_factor(factor))
+        if abs(size) != 1.0 or (coef.factors and not parts):
+            parts.insert(0, ratio_text(abs(size)))
+        return ("−" if size < 0 else ""), " ".join(parts)
 
-    def term(self, coef: Coef, x: int) -> str:
-        factor = "" if abs(coef.constant) == 1.0 and not coef.factors else self.coef(coef).lstrip("−") + " "
-        return ("−" if coef.constant < 0 else "") + factor + self.operand(x)
+    def scalar_factor(self, ref: ScalarRef) -> str:
+        """A scalar beside something: a sum or a quotient in parentheses."""
+        text = self.scalar(ref)
+        return f"({text})" if not isinstance(ref, Num) and self.is_compound(ref) else text
+
+    def is_compound(self, position: int) -> bool:
+        """Whether an expression needs parentheses beside a factor: a sum or quotient without a name."""
+        if self.structure.names[position] is not None:
+            return False
+        match self.structure.instructions[position]:
+            case LinComb(terms=terms, constants=constants):
+                return len(terms) + len(constants) > 1 or not self.term(*terms[0])[1].startswith("mean(")
+            case ScalarFn(fn=fn):
+                return _SCALARS.get(fn) in (*_SUMS, " / ") or fn == _RECIPROCAL
+            case Nonlin(fn=fn, scalars=scalars, over=over):
+                return (fn in _VECTORS or fn == _RECIPROCAL) and not scalars and over is None
+            case _:
+                return False
+
+    # ---- instructions
 
     def operand(self, position: int) -> str:
-        """An operand: its name, or its expression, in parentheses when it is a sum."""
+        """An operand: its name, or its expression, in parentheses where that is compound."""
         text = self.expression(position)
-        is_sum = isinstance(self.structure.instructions[position], LinComb) and self.structure.names[position] is None
-        return f"({text})" if is_sum else text
+        return f"({text})" if self.is_compound(position) else text
 
     def expression(self, position: int, *, top: bool = False) -> str:
         """An instruction by its name; written out when it has none or is the one that is being defined (`top`)."""
@@ -90,43 +145,93 @@ class Printer:
             case MatMul(weight=weight, x=x, transposed=transposed):
                 return f"{self.structure.weights[weight].name}{'ᵀ' if transposed else ''} {self.operand(x)}"
             case LinComb(terms=terms, constants=constants):
-                parts = [self.term(coef, x) for coef, x in terms] + [self.coef(coef) for coef in constants]
-                return " + ".join(parts).replace("+ −", "− ")
+                return self.sum(terms, constants)
             case Gather(xs=xs, text=text):
-                return text.replace("{}", ", ".join(self.operand(x) for x in xs))
+                # An index belongs to a name; the functions stack(…), concat(…) have parentheses of their own.
+                own = self.expression if text.endswith(")") else self.indexed
+                return text.replace("{}", shortened([own(x) for x in xs]))
             case SiteSum(x=x, axes=axes):
-                over = "" if len(axes) == len(self.structure.vector(x).sites) else f", axis={axes}"
-                return f"sum({self.expression(x)}{over})"
-            case Nonlin(fn=fn, vectors=vectors, scalars=scalars):
-                if fn.name in _INFIX and len(vectors) == 2 and not scalars:
-                    return _INFIX[fn.name].join(self.operand(v) for v in vectors)
-                return self.call(fn.name, vectors, scalars)
+                return f"sum({self.expression(x)}{self.over(x, axes)})"
+            case Nonlin(fn=fn, vectors=vectors, scalars=scalars, over=over):
+                if fn in _VECTORS and len(vectors) == 2 and not scalars and over is None:
+                    return _VECTORS[fn].join(self.operand(v) for v in vectors)
+                if fn == _RECIPROCAL and over is None:
+                    return f"1 / {self.operand(vectors[0])}"
+                return self.call(fn.name, vectors, scalars, "" if over is None else f"; over {axes_text(over)}")
             case Moment(fn=fn, vectors=vectors, scalars=scalars):
                 width = self.structure.vector(vectors[0]).dim
-                return f"(1/{width}) Σ {self.call(fn.name, vectors, scalars)}"
+                inside = self.call(fn.name, vectors, scalars)
+                if fn in _VECTORS and len(vectors) == 2 and not scalars:
+                    inside = _VECTORS[fn].join(self.operand(v) for v in vectors)
+                return f"(1/{width}) Σ {inside}"
             case ScalarFn(fn=fn, scalars=scalars):
-                return self.call(fn.name, (), scalars)
+                return self.scalar_call(fn, scalars)
             case _ as never:
                 assert_never(never)
 
-    def call(self, name: str, vectors: Sequence[int], scalars: Sequence[ScalarRef]) -> str:
+    def sum(self, terms: Sequence[tuple[Coef, int]], constants: Sequence[Coef]) -> str:
+        """Σ coef·x + Σ coef."""
+        parts = [self.term(coef, x) for coef, x in terms]
+        parts += [(sign, size or "1") for sign, size in map(self.coef, constants)]
+        (sign, text), *rest = parts
+        return sign + text + "".join(f" {sign or '+'} {text}" for sign, text in rest)
+
+    def term(self, coef: Coef, x: int) -> tuple[str, str]:
+        """A term's sign and what follows it: 0.5 g1, mean(s1)."""
+        summed, text = self.structure.instructions[x], self.operand(x)
+        if isinstance(summed, SiteSum) and self.structure.names[x] is None:
+            sites = self.structure.vector(summed.x).sites
+            size = math.prod(sites[axis] for axis in summed.axes)
+            if abs(coef.constant) == 1.0 / size != 1.0:
+                coef = Coef(math.copysign(1.0, coef.constant), coef.factors)
+                text = f"mean({self.expression(summed.x)}{self.over(summed.x, summed.axes)})"
+        sign, factor = self.coef(coef)
+        return sign, f"{factor} {text}".strip()
+
+    def over(self, x: int, axes: Sequence[int]) -> str:
+        """The axes of a sum, when they are not all."""
+        return "" if len(axes) == len(self.structure.vector(x).sites) else f"; over {axes_text(axes)}"
+
+    def indexed(self, position: int) -> str:
+        """What an index stands behind: a name, or anything in parentheses."""
+        text = self.expression(position)
+        return text if " " not in text else f"({text})"
+
+    def scalar_call(self, fn: Function, scalars: Sequence[ScalarRef]) -> str:
+        """A function of scalars, arithmetic as arithmetic."""
+        if fn == _RECIPROCAL:
+            return f"1 / {self.scalar_factor(scalars[0])}"
+        infix = _SCALARS.get(fn)
+        if infix is None or len(scalars) != 2:
+            return self.call(fn.name, (), scalars)
+        if infix in _SUMS:
+            left, right = self.scalar(scalars[0]), self.scalar(scalars[1])
+            return f"{left}{infix}{f'({right})' if infix == ' − ' and ' ' in right else right}"
+        ordered = sorted(scalars, key=lambda s: isinstance(s, int)) if infix == " " else scalars  # 2 θ, not θ 2
+        return infix.join(self.scalar_factor(s) for s in ordered)
+
+    def call(self, name: str, vectors: Sequence[int], scalars: Sequence[ScalarRef], after: str = "") -> str:
         left = ", ".join(self.expression(v) for v in vectors)
         right = ", ".join(self.scalar(s) for s in scalars)
-        return f"{name}({'; '.join(part for part in (left, right) if part)})"
+        return f"{name}({'; '.join(part for part in (left, right) if part)}{after})"
 
-    def declaration(self, parameter: Parameter) -> str:
+    # ---- declarations
+
+    def declaration(self, parameter: Parameter) -> tuple[str, str, str]:
+        """A parameter's name, shape and distribution."""
         var = self.number(parameter.var)
-        sites = " × ".join(str(s) for s in parameter.sites)
-        at = f" at each of {sites} sites" if sites else ""
         if isinstance(parameter, Weight):
             fan = " · ".join([str(parameter.cols), *(str(w) for w in parameter.window)])
-            fan = f"({fan})" if parameter.window else fan
             shape = " × ".join([*(str(w) for w in parameter.window), str(parameter.rows), str(parameter.cols)])
-            return f"{parameter.name}  {shape:<10}  N(0, {var}/{fan}){at}{self.learning(parameter)}"
-        mean = "0" if parameter.mean is None else self.number(parameter.mean)
-        return f"{parameter.name}  {parameter.dim!s:<10}  N({mean}, {var}){at}{self.learning(parameter)}"
+            law = f"N(0, {var}/{f'({fan})' if parameter.window else fan})"
+        else:
+            mean = "0" if parameter.mean is None else self.number(parameter.mean)
+            shape, law = str(parameter.dim), f"N({mean}, {var})"
+        sites = " × ".join(str(s) for s in parameter.sites)
+        return parameter.name, shape, law + (f" at each of {sites} sites" if sites else "") + self.learning(parameter)
 
     def learning(self, parameter: Parameter) -> str:
+        """A scale and a learning rate that are not the default."""
         lr = self.number(parameter.lr)
         scale = "" if parameter.scale is None else f", scale {self.number(parameter.scale)}"
         return scale + ("" if lr == "1" else f", lr {lr}")
@@ -147,13 +252,18 @@ class Printer:
         return ", ".join(self.expression(output) for output in self.structure.outputs)
 
 
+def axes_text(axes: Sequence[int]) -> str:
+    return f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
+
+
+def shortened(parts: Sequence[str]) -> str:
+    """The operands of a long stack: the first two, …, the last."""
+    return ", ".join(parts if len(parts) <= _MANY else [*parts[:2], "…", parts[-1]])
+
+
 def expression(structure: Structure, leaves: Sequence[Any], position: int) -> str:
     """One instruction as the listing prints it."""
     return Printer(structure, leaves).expression(position, top=structure.names[position] is None)
-
-
-def _columns(left: str, right: str) -> str:
-    return f"{left:<{_COLUMN}}{right}".rstrip()
 
 
 def listing(structure: Structure, leaves: Sequence[Any]) -> str:
@@ -163,17 +273,24 @@ def listing(structure: Structure, leaves: Sequence[Any]) -> str:
         f"{name}: {' × '.join(str(s) for s in input_.shape)}"
         for name, input_ in zip(structure.input_names, structure.inputs, strict=True)
     )
-    lines = [_columns(f"{structure.name}({arguments})", printer.widths())]
-    declarations = ["  " + printer.declaration(parameter) for parameter in structure.parameters]
-    lines += [_columns(a, b) for a, b in zip(declarations[::2], [*declarations[1::2], ""], strict=False)]
+    rows = [(f"{structure.name}({arguments})", printer.widths()), *_declarations(printer)]
     shown: Line | None = None
     for position in printer.defined():
         line = structure.line(position)
         text = f"  {structure.names[position]} = {printer.expression(position, top=True)}"
-        lines.append(_columns(text, str(line) if line is not None and line != shown else ""))
+        rows.append((text, str(line) if line is not None and line != shown else ""))
         shown = line
-    holds = "holds" if simple_gia_check(structure) else "fails"
-    kernel_output = not any(isinstance(structure.types[o], ScalarType) for o in structure.outputs)
-    verdict = f"GIA check: {holds}" if kernel_output or holds == "fails" else ""
-    lines.append(_columns(f"  return {printer.outputs()}", verdict))
-    return "\n".join(lines)
+    verdict = "holds" if simple_gia_check(structure) else "fails"
+    rows.append((f"  return {printer.outputs()}", f"GIA check: {verdict}"))
+    column = max((len(left) for left, _ in rows if len(left) <= _WIDEST), default=0) + 4
+    return "\n".join(f"{left:<{column - 2}}  {right}".rstrip() for left, right in rows)
+
+
+def _declarations(printer: Printer) -> list[tuple[str, str]]:
+    """Two parameters a line, their names, shapes and distributions below each other."""
+    order = [name for name, _ in printer.structure.lines.parameters]  # as the user declared them
+    parameters = sorted(printer.structure.parameters, key=lambda p: order.index(p.name))
+    rows = [printer.declaration(parameter) for parameter in parameters]
+    name, shape = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
+    cells = [f"{row[0]:<{name}}  {row[1]:<{shape}}  {row[2]}" for row in rows]
+    return [(f"  {left}", right) for left, right in zip(cells[::2], [*cells[1::2], ""], strict=False)]

@@ -81,3 +81,9 @@ def mirrored(whole: Array, swap: np.ndarray, diagonal: Array, xp: Any) -> Array:
     result = upper + upper[swap].swapaxes(1, 2)
     eye = np.eye(n, dtype=bool)
     return xp.where(eye, diagonal[:, :, None], result)
+
+
+def upper(diagonal: Array, sites: int) -> Array:
+    """Kernels of inputs with themselves (sites · sites, N), the pairs of sites below the diagonal copied from above."""
+    source = np.arange(sites * sites).reshape(sites, sites)
+    return diagonal[np.triu(source).reshape(-1) + np.tril(source.T, -1).reshape(-1)]

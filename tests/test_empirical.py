@@ -9,6 +9,7 @@ import pytest
 
 import tensorprog as tp
 from tensorprog import empirical
+from tensorprog.empirical import cost, kernels
 
 METHODS = ("jacobian", "ntvp")
 
@@ -100,9 +101,9 @@ def test_blocks_change_no_value(params, x1, x2, method, batch_size):
 def test_memory_bounds_the_blocks(params, x1, monkeypatch):
     lengths = []
 
-    monkeypatch.setattr(empirical.kernels, "MEMORY", 2 * 8 * 60 * 8)  # two examples of 60 parameters, 8 outputs
+    monkeypatch.setattr(kernels, "MEMORY", 2 * 8 * 60 * 8)  # two examples of 60 parameters, 8 outputs
     blocked = lambda prepare, contract, x1, x2, limit: lengths.append(limit) or jnp.zeros((7, 7, 1, 1))
-    monkeypatch.setattr(empirical.kernels, "blocked", blocked)
+    monkeypatch.setattr(kernels, "blocked", blocked)
     empirical.ntk(network, params, x1, trace_axes=(0, 1), method="jacobian")
     empirical.ntk(network, params, x1, trace_axes=(0, 1), method="ntvp")
     assert lengths == [2, 16]
@@ -235,20 +236,39 @@ def test_closed_over_tracers_do_in_f(params, x1):
     assert np.isclose(jax.jit(jax.grad(trace_of_kernel))(2.0), 4 * trace_of_kernel(1.0))  # d(g²)/dg = 2 g
 
 
+def scanned(params, x):
+    step = lambda h, _: (jnp.tanh(h @ params["w"]), None)
+    return jax.lax.scan(step, x, length=20)[0] @ params["v"]
+
+
+def convolved(params, x):
+    return jax.lax.conv(x, params["w"], (1, 1), "SAME").sum((2, 3)) @ params["v"]
+
+
+def test_multiply_adds_are_counted_through_loops_and_convolutions(params, x1):
+    shared = {"w": jnp.ones((3, 3)), "v": jnp.ones((3, 1))}
+    filters = {"w": jnp.ones((5, 2, 3, 3)), "v": jnp.ones((5, 1))}
+    assert cost.multiply_adds(network, params, x1[:1]) == 3 * 5 + 5 * 8
+    assert cost.multiply_adds(jax.jit(scanned), shared, x1[:1]) == 20 * 9 + 3
+    assert cost.multiply_adds(convolved, filters, jnp.ones((1, 2, 8, 8))) == 8 * 8 * 5 * 2 * 9 + 5
+
+
 @pytest.mark.parametrize(
-    ("trace_axes", "memory", "method"),
-    [(-1, 2**28, "jacobian"), ((), 2**28, "ntvp"), ((0, 1), 2**10, "ntvp"), ((0, 1), 2**28, "jacobian")],
+    ("f", "n", "memory", "method"),
+    [
+        (scanned, 100, 2**28, "jacobian"),  # shared weights, long blocks
+        (scanned, 20, 2**28, "ntvp"),  # short blocks
+        (scanned, 100, 2**10, "ntvp"),  # short blocks, for want of memory
+        (lambda params, x: x @ params["w"] @ params["v"], 100, 2**28, "ntvp"),  # nothing shared
+    ],
 )
-def test_auto_goes_by_kept_outputs_and_memory(params, x1, monkeypatch, trace_axes, memory, method):
-    wide = {**params, "readout": jnp.ones((5, 2, empirical.kernels.KEPT_OUTPUTS // 2))}
-    monkeypatch.setattr(empirical.kernels, "MEMORY", memory)
+def test_auto_goes_by_sharing_and_memory(f, n, memory, method, monkeypatch):
+    monkeypatch.setattr(kernels, "MEMORY", memory)
     taken = []
     for name in METHODS:
-        way = getattr(empirical.kernels, f"by_{name}")
-        monkeypatch.setattr(
-            empirical.kernels, f"by_{name}", lambda *args, name=name, way=way: taken.append(name) or way(*args)
-        )
-    empirical.ntk(network, wide, x1, trace_axes=trace_axes)
+        way = getattr(kernels, f"by_{name}")
+        monkeypatch.setattr(kernels, f"by_{name}", lambda *args, name=name, way=way: taken.append(name) or way(*args))
+    empirical.ntk(f, {"w": jnp.ones((3, 3)) / 3, "v": jnp.ones((3, 1))}, jnp.ones((n, 3)))
     assert taken == [method]
 
 
@@ -284,7 +304,7 @@ def test_auto_goes_by_kept_outputs_and_memory(params, x1, monkeypatch, trace_axe
         (
             {"lr": {"first": jnp.ones(4), "readout": 1.0}},
             ValueError,
-            r"lr has an array of shape \(4,\): .* broadcasts to \(5,\)",
+            r"an array of shape \(4,\): .* broadcasts to \(5,\)",
         ),
         ({"lr": "fast"}, ValueError, "lr has str 'fast': pass a number"),
         ({"batch_size": 0}, ValueError, "batch_size must be a positive integer or None, got 0"),

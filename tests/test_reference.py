@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import tensorprog as tp
-from tests import layers, reference
+import layers
+import reference
 
 CASES = [n for n in reference.names() if not reference.case(n).ops & layers.NOT_YET]
 KINKED = {"Relu", "LeakyRelu", "ABRelu", "Abs", "Sign", "RectifiedMonomial"}

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 
-def function_of(f: Any) -> Callable[[Any, Any], Array]:
+def function_of(f: Any) -> Callable[[Any, Any], Any]:
     """f, which must be a function of (params, x)."""
     if not callable(f):
         raise TypeError(f"f must be a function f(params, x) -> outputs, got {described(f)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,22 +17,22 @@ def blocked(prepare: Any, contract: Any, x1: PyTree, x2: PyTree | None, limit: i
     rows = _blocks(x1, limit)
     columns = rows if x2 is None else _blocks(x2, limit)
 
-    def row(args: tuple[Array, PyTree]) -> Array:
+    def row(args: tuple[Any, PyTree]) -> Array:
         i, x = args
         left = prepare(x)
 
-        def cell(args: tuple[Array, PyTree]) -> Array:
+        def cell(args: tuple[Any, PyTree]) -> Array:
             return contract(left, prepare(args[1]))
 
         if x2 is not None:
-            return jax.lax.map(jax.checkpoint(cell, prevent_cse=False), _numbered(columns))
+            return _each(cell, columns)
         diagonal = contract(left, left)
         if length(columns) == 1:
             return diagonal[None]
         upper = lambda args: jax.lax.cond(args[0] > i, cell, lambda _: diagonal, args)  # below: any, mirrored later
-        return jax.lax.map(jax.checkpoint(upper, prevent_cse=False), _numbered(columns))
+        return _each(upper, columns)
 
-    blocks = jax.lax.map(jax.checkpoint(row, prevent_cse=False), _numbered(rows))  # (rows, columns, a, b, K, K)
+    blocks = _each(row, rows)  # (rows, columns, a, b, K, K)
     r, c, a, b, *outputs = blocks.shape
     whole = blocks.swapaxes(1, 2).reshape(r * a, c * b, *outputs)[: length(x1), : length(x1 if x2 is None else x2)]
     return mirror(whole) if x2 is None else whole
@@ -46,8 +47,11 @@ def _blocks(x: PyTree, limit: int) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[index], x)
 
 
-def _numbered(blocks: PyTree) -> tuple[Array, PyTree]:
-    return jnp.arange(length(blocks)), blocks
+def _each(f: Callable[[tuple[Any, PyTree]], Array], blocks: PyTree) -> Array:
+    """f of each (number, block), one after the other; a derivative computes a block again instead of keeping it."""
+    if length(blocks) == 1:
+        return f((0, jax.tree.map(lambda leaf: leaf[0], blocks)))[None]
+    return jax.lax.map(jax.checkpoint(f, prevent_cse=False), (jnp.arange(length(blocks)), blocks))
 
 
 def length(x: PyTree) -> int:

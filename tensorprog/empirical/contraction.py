@@ -25,6 +25,8 @@ def by_jacobian(outputs: Outputs, theta: list[Array], lr: list[Any], sizes: tupl
 
     def jacobian(x: PyTree) -> list[Array]:
         y, pull = jax.vjp(lambda theta: outputs(theta, x), theta)
+        if math.prod(sizes) == 1:
+            return [row.reshape(1, 1, -1) for row in pull(jnp.ones_like(y))[0]]
         rows = jax.vmap(lambda e: pull(e)[0])(_basis(sizes, y.dtype))
         return [row.reshape(*sizes, -1) for row in rows]
 

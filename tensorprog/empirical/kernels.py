@@ -23,8 +23,9 @@ from tensorprog.empirical.arguments import (
     seeds_of,
     split_axes,
 )
-from tensorprog.empirical.blocks import blocked, mirror
+from tensorprog.empirical.blocks import blocked, length, mirror
 from tensorprog.empirical.contraction import by_jacobian, by_ntvp, einsum
+from tensorprog.empirical.cost import multiply_adds, prefers_jacobian
 from tensorprog.empirical.programs import has_copies, outputs_of, readout_variances
 from tensorprog.errors import bad_argument
 from tensorprog.ir import VectorType
@@ -34,9 +35,6 @@ Method = Literal["auto", "jacobian", "ntvp"]
 
 #: Bytes that the derivatives of one block of examples may take, where `batch_size` does not say otherwise.
 MEMORY = 2**28
-
-#: `method="auto"` prefers NTK-vector products from this many kept outputs on (see `ntk`).
-KEPT_OUTPUTS = 12
 
 #: Examples whose outputs `nngp` computes at a time, where `batch_size` does not say otherwise.
 FORWARD_BATCH = 256
@@ -67,7 +65,7 @@ def ntk(
     **Arguments:**
 
     - `f`: any JAX function, f(params, x) -> outputs of shape (N, *O), one floating array; or a Program, which is taken
-      through `tensorprog.apply` (its default trace is over the rows of a readout only, never over sites; several outputs
+      through `tensorprog.apply` (the default trace is over the rows of a readout, never over sites; several outputs
       give a tuple of kernels).
     - `params`: any pytree. Arrays of floating dtype are the parameters; every other leaf (integers, Python numbers,
       functions, PRNG keys) is handed to `f` as it is.
@@ -76,10 +74,9 @@ def ntk(
     - `trace_axes`: output axes (N not counted; negative ones from the end) to trace over. `-1`, the default, is the
       last one if there is any; outputs (N,) have none and give the plain kernel. `()` is the full kernel.
     - `lr`: multipliers of the parameters' terms, a pytree prefix of `params`: a number for all, or for each subtree.
-    - `method`: `"jacobian"`, `"ntvp"`, or `"auto"`. With P parameters and K kept outputs an example (all but the traced
-      ones), an entry costs the first about K·P multiply-adds and the second about three passes through the network,
-      each at least P. `"auto"` takes `"ntvp"` if K is `KEPT_OUTPUTS` or more, or if the derivatives of a single
-      example do not fit into `MEMORY`; else `"jacobian"`, which weight sharing (convolutions, recurrence) favours.
+    - `method`: `"jacobian"`, `"ntvp"`, or `"auto"`: the cheaper one by the rule of `cost.prefers_jacobian`. With F the
+      multiply-adds of a forward pass for each parameter (1 in a dense net, more where weights are shared), K the kept
+      outputs of an example and b the examples of a block, Jacobians are contracted if F·(b - 30) > K·b.
     - `batch_size`: the most examples of a block. Memory is that of their derivatives, batch_size · outputs · P numbers
       a side (`"ntvp"`: batch_size · P); by default as many as fit into `MEMORY` (`jax.vmap` over calls multiplies it).
 
@@ -121,16 +118,18 @@ def ntk(
         return y.transpose(*kept, *traced).reshape(sizes)
 
     bytes_of_parameters = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in theta)
-    bytes_of_jacobian = bytes_of_parameters * math.prod(sizes)
+    # what the two methods hold of one example: all its derivatives, or one direction of the parameters
+    held = {"jacobian": bytes_of_parameters * math.prod(sizes), "ntvp": bytes_of_parameters}
+    limits = {name: batch_limit(batch_size, max(1, MEMORY // held[name])) for name in held}
     if method == "auto":
-        method = "ntvp" if sizes[0] >= KEPT_OUTPUTS or bytes_of_jacobian > MEMORY else "jacobian"
-    ways = {"jacobian": (by_jacobian, bytes_of_jacobian), "ntvp": (by_ntvp, bytes_of_parameters)}
-    way, bytes_of_example = ways[method]
-    limit = batch_limit(batch_size, max(1, MEMORY // bytes_of_example))
+        block = min(limits["jacobian"], length(x1), length(x1 if x2 is None else x2))
+        uses = multiply_adds(outputs, theta, jax.tree.map(lambda leaf: leaf[0], x1)) / sum(leaf.size for leaf in theta)
+        method = "jacobian" if prefers_jacobian(block, uses, sizes[0]) else "ntvp"
+    way = by_jacobian if method == "jacobian" else by_ntvp
 
     def kernel(theta: list[Array], x1: PyTree, x2: PyTree | None) -> Array:
         prepare, contract = way(outputs, theta, multipliers, sizes)
-        return blocked(prepare, contract, x1, x2, limit)
+        return blocked(prepare, contract, x1, x2, limits[method])
 
     with jax.default_matmul_precision("highest"):
         flat = jax.jit(kernel)(theta, x1, x2)
@@ -154,9 +153,9 @@ def nngp(
     which tends to the NNGP kernel as both width and number of draws grow; its error falls like 1/√(T·S) at any width.
     As in `ntk`, `f` is taken one example at a time.
 
-    For a Program, `nngp(program, params, x1, x2)` takes one set of parameters and needs no average: it is the covariance
-    of the output given everything but the readout, Σ var·⟨h, h̄⟩/n over the readout's weights (plus its bias's variance),
-    which tends to `tensorprog.nngp` with the width; for a wide vector it is ⟨h, h̄⟩/n.
+    For a Program, `nngp(program, params, x1, x2)` takes one set of parameters and averages nothing: it is the
+    covariance of the output given everything but the readout, Σ var·⟨h, h̄⟩/n over its weights (plus the
+    variance of its bias), which tends to `tensorprog.nngp` with the width; for a wide vector it is ⟨h, h̄⟩/n.
 
     **Arguments:**
 

@@ -19,10 +19,14 @@ import numpy as np
 from jax import Array
 
 from tensorprog.functions import general
+from tensorprog.functions.derived import Product, Shifted, Slope
 from tensorprog.functions.forms import Form, Numbers, inverse_root
 from tensorprog.functions.frozen import Function
 from tensorprog.functions.piecewise import Piecewise, polynomial
 from tensorprog.functions.table import recognise
+
+Road = tuple[Array, Callable[[], Array]]
+"""A value, and its bound when called."""
 
 CLOSED, REDUCED, GENERAL = "closed form", "one-dimensional integrals", "Hermite series or nested quadrature"
 HIGHEST = 6  # degree up to which a polynomial against a function without closed form is worth one integral a degree
@@ -62,38 +66,6 @@ class Call:
         return jnp.asarray(self.function(z, numbers=numbers), jnp.result_type(z))
 
 
-@dataclass(frozen=True)
-class Derivative:
-    """The derivative in z that JAX gives."""
-
-    fn: Callable[..., Any]
-
-    def __call__(self, z: Array, *numbers: Array) -> Array:
-        return jax.grad(self.fn)(z, *numbers)
-
-
-@dataclass(frozen=True)
-class Product:
-    """first(z, *numbers[:count]) * second(z, *numbers[count:])."""
-
-    first: Callable[..., Any]
-    count: int
-    second: Callable[..., Any]
-
-    def __call__(self, z: Array, *numbers: Array) -> Array:
-        return self.first(z, *numbers[: self.count]) * self.second(z, *numbers[self.count :])
-
-
-@dataclass(frozen=True)
-class Shifted:
-    """fn(z + m, *numbers) of (z, *numbers, m)."""
-
-    fn: Callable[..., Any]
-
-    def __call__(self, z: Array, *numbers: Array) -> Array:
-        return self.fn(z + numbers[-1], *numbers[:-1])
-
-
 # ---- making elementwise functions -----------------------------------------------------------------------------------
 
 
@@ -118,7 +90,7 @@ def power(p: int) -> Elementwise:
 def derivative(phi: Elementwise) -> Elementwise:
     """phi' almost everywhere: a jump's derivative is 0, as in any network's gradient."""
     if phi.form is None:
-        return Elementwise(Derivative(phi.fn), phi.count, None, f"{phi.name}'")
+        return Elementwise(Slope(phi.fn), phi.count, None, f"{phi.name}'")
     form = phi.form.derivative()
     if form == ONE.form and phi.count == 0:
         return ONE
@@ -131,9 +103,8 @@ def product(phi: Elementwise, psi: Elementwise) -> Elementwise:
         return psi
     if psi == ONE:
         return phi
-    form = None
-    if phi.form is not None and type(phi.form) is type(psi.form):
-        form = phi.form.product(psi.form, phi.count)
+    f, g = _same_family(phi.form, psi.form)
+    form = None if f is None or g is None else f.product(g, phi.count)
     name = f"{phi.name}^2" if phi == psi else f"{phi.name}·{psi.name}"
     return Elementwise(Product(phi.fn, phi.count, psi.fn), phi.count + psi.count, form, name)
 
@@ -156,11 +127,18 @@ def expect(
 
 
 def expect_error(
-    phi: Elementwise, psi: Elementwise, a: Any, b: Any, c: Any, phi_numbers: Numbers = (), psi_numbers: Numbers = ()
+    phi: Elementwise,
+    psi: Elementwise,
+    a: Any,
+    b: Any,
+    c: Any,
+    phi_numbers: Numbers = (),
+    psi_numbers: Numbers = (),
+    given: Any = None,
 ) -> tuple[Array, Array]:
-    """`expect`, and a bound of its error for exact a, b, c."""
+    """`expect`, and a bound of its error for exact a, b, c; `given`: `sides` of phi at a and of psi at b."""
     a, b, c, first, second = _cast(a, b, c, phi_numbers, psi_numbers)
-    value, bound = _pair(phi, psi, a, b, c, first, second)
+    value, bound = _pair(phi, psi, a, b, c, first, second, given)
     return _whole(value, a, b, c), _whole(bound(), a, b, c)
 
 
@@ -194,6 +172,59 @@ def mean_error(phi: Elementwise, a: Any, numbers: Numbers = ()) -> tuple[Array, 
     return _whole(value, a), _whole(bound(), a)
 
 
+def general_road(phi: Elementwise, psi: Elementwise) -> bool:
+    """Whether E phi(u) psi(v), and so E phi'(u) psi'(v), are got by series and quadrature."""
+    return method(phi, psi) == method(derivative(phi), derivative(psi)) == GENERAL
+
+
+def sides(phi: Elementwise, a: Array, numbers: Numbers = (), *, slope: bool) -> Any:
+    """What the general road needs to know of phi at variances a, made once an input: for `expect_error`, or with `slope`
+    for `expect_slope`."""
+    return general.sides((phi.fn, derivative(phi).fn) if slope else (phi.fn,), a, numbers)
+
+
+def expect_slope(
+    phi: Elementwise,
+    psi: Elementwise,
+    a: Any,
+    b: Any,
+    c: Any,
+    phi_numbers: Numbers = (),
+    psi_numbers: Numbers = (),
+    given: Any = None,
+) -> tuple[Road, Road]:
+    """E phi(u) psi(v) and E phi'(u) psi'(v), each (value, bound when called): one integration where both need one.
+
+    `given`: `sides` of phi at a and of psi at b, where they were made before.
+    """
+    a, b, c, first, second = _cast(a, b, c, phi_numbers, psi_numbers)
+    slopes = derivative(phi), derivative(psi)
+    if general_road(phi, psi):
+        fns = (phi.fn, slopes[0].fn), (psi.fn, slopes[1].fn)
+        values, bounds = general.pairs(*fns, a, b, c, first, second, given)
+        roads = [(values[..., k], lambda k=k: bounds[..., k]) for k in (0, 1)]
+    else:
+        roads = [_pair(*pair, a, b, c, first, second) for pair in ((phi, psi), slopes)]
+    value, slope = ((_whole(v, a, b, c), lambda bound=bound: _whole(bound(), a, b, c)) for v, bound in roads)
+    return value, slope
+
+
+def expect_one_slope(
+    phi: Elementwise, psi: Elementwise, a: Any, phi_numbers: Numbers = (), psi_numbers: Numbers = ()
+) -> tuple[Road, Road]:
+    """`expect_slope` of one Gaussian: E phi(u) psi(u) and E phi'(u) psi'(u)."""
+    a, _, _, first, second = _cast(a, a, a, phi_numbers, psi_numbers)
+    slopes = derivative(phi), derivative(psi)
+    if all(f.form is None for f in (phi, psi, *slopes)):
+        fns = tuple(product(*pair).fn for pair in ((phi, psi), slopes))
+        values, bounds = general.means(fns, a, first + second)
+        roads = [(values[..., k], lambda k=k: bounds[..., k]) for k in (0, 1)]
+    else:
+        roads = [_one(*pair, a, first, second) for pair in ((phi, psi), slopes)]
+    value, slope = ((_whole(v, a), lambda bound=bound: _whole(bound(), a)) for v, bound in roads)
+    return value, slope
+
+
 def method(phi: Elementwise, psi: Elementwise) -> str:
     """How `expect` gets E phi(u) psi(v), as the recursion prints it."""
     if _closed(phi, psi):
@@ -218,10 +249,10 @@ def polynomially_bounded(phi: Elementwise) -> bool | None:
 
 # ---- the roads: each gives the value, and the bound when asked ------------------------------------------------------
 
-Road = tuple[Array, Callable[[], Array]]
 
-
-def _pair(phi: Elementwise, psi: Elementwise, a: Array, b: Array, c: Array, first: Numbers, second: Numbers) -> Road:
+def _pair(
+    phi: Elementwise, psi: Elementwise, a: Array, b: Array, c: Array, first: Numbers, second: Numbers, given: Any = None
+) -> Road:
     if _closed(phi, psi):
         return _closed_pair(phi, psi, a, b, c, first, second)
     if phi.degree == 0:
@@ -232,8 +263,8 @@ def _pair(phi: Elementwise, psi: Elementwise, a: Array, b: Array, c: Array, firs
         return _polynomial_side(phi, psi, a, b, c, first, second)
     if _short(psi):
         return _polynomial_side(psi, phi, b, a, c, second, first)
-    value, bound = general.pair(phi.fn, psi.fn, a, b, c, first, second)
-    return value, lambda: bound
+    values, bounds = general.pairs((phi.fn,), (psi.fn,), a, b, c, first, second, given)
+    return values[..., 0], lambda: bounds[..., 0]
 
 
 def _one(phi: Elementwise, psi: Elementwise, a: Array, first: Numbers, second: Numbers) -> Road:
@@ -276,13 +307,13 @@ def _closed_pair(
     if phi.degree is None:
         return _closed_pair(psi, phi, b, a, c, second, first)
     # E phi(u) psi(v) = sum_k c^k/k! E phi^(k)(u) E psi^(k)(v), which ends with phi's degree and has nothing singular.
-    value, bound = jnp.zeros_like(c), 0.0
+    value, bound = jnp.zeros_like(c), jnp.zeros_like(c)
     for k in range(phi.degree + 1):
         weight = c**k / math.factorial(k) if k else jnp.ones_like(c)
         value = value + weight * (f.mean(a, first) * g.mean(b, second))
         bound = bound + jnp.abs(weight) * (f.scale(a, first) * g.scale(b, second))
         f, g = f.derivative(), g.derivative()
-    return value, lambda: 32 * jnp.finfo(c.dtype).eps * bound
+    return value, lambda: bound * (32 * float(jnp.finfo(c.dtype).eps))
 
 
 def _short(phi: Elementwise) -> bool:

@@ -9,6 +9,7 @@ those values are taken out and handed back as a tuple of numbers: the `Function`
 import dataclasses
 import dis
 import functools
+import inspect
 import sys
 import sysconfig
 import types
@@ -133,7 +134,7 @@ class Freeze:
                 return self.ruled(x)
             case _ if isinstance(x, JITTED) and not importable(x):
                 # Elementwise code is compiled with the program it is in, so a `jit` of its own says nothing.
-                return self.value(x.__wrapped__)
+                return self.value(inspect.unwrap(x, stop=lambda inner: inner is not x))
             case _:
                 return self.object(x)
 

@@ -1,163 +1,223 @@
-"""Gaussian expectations of arbitrary functions, with a bound: Hermite series where it suffices, nested panels elsewhere."""
+"""Gaussian expectations of arbitrary functions of one variable, each with a bound, and their derivatives.
+
+Values come from `nested`. Derivatives follow from Gaussian integration by parts (Price, Stein), so that nothing
+differentiates through searches and loops, and are expectations of the same kind, which have derivatives again:
+
+    d/dc E phi psi = E phi' psi'
+    d/da E phi psi = (E u phi'(u) psi(v) - c E phi' psi') / (2a)
+    d/dn E phi psi = E (d phi / dn) psi              n one of phi's numbers
+
+JAX's phi' knows nothing of phi's jumps, whose delta functions `jumps` adds. A jump's place is taken as fixed: a number
+that moves a jump (not: a kink) has no derivative through it.
+"""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
-from tensorprog.functions.quadrature import conditional, density, evaluate, integrate, nodes, panel, reach, refine
-from tensorprog.functions.series import TERMS, Side, horner, kink_places, side, standard_kinks
+from tensorprog.functions import jumps
+from tensorprog.functions.derived import Partial, Slope, Times
+from tensorprog.functions.nested import expectations, sides
+from tensorprog.functions.quadrature import Functions, density, nodes, panel, reach
+from tensorprog.functions.series import Side, kink_places, resolve, standard_kinks
 
-_CHUNK = 64  # pairs that go through the nested rule together
-_OUTER = np.array([0.0, 2.0, 4.0, 6.0, 8.5, 12.0, 18.0, 26.0])
-_LAYERS = np.array([-10.0, -5.0, -2.0, 2.0, 5.0, 10.0])  # around a kink of psi, in units of sqrt(1 - r^2)
-_HALVINGS = 40
-_ACCEPTED = 500.0  # a series stands where its bound is below this, in units of eps * size
-_ROUNDING = 32.0  # eps * size, of a sum of positive terms in this many digits
+__all__ = ["diverges", "mean", "means", "pair", "pairs", "sides"]
 
-def _split(x: Array) -> tuple[Array, Array]:
-    """x = high + low, high with half the digits, so that products of halves are exact."""
-    exponent, mantissa = (11, 25) if x.dtype == jnp.float64 else (8, 11)
-    high = lax.reduce_precision(x, exponent, mantissa)
-    return high, x - high
+_Numbers = tuple[Array, ...]
+Given = tuple[Side, Side] | None
 
 
-def correlation(a: Array, b: Array, c: Array) -> tuple[Array, Array]:
-    """(r, sqrt(1 - r^2)) with r = c / sqrt(ab) clipped to [-1, 1], the root accurate however near 1 it is.
+def pairs(
+    phis: Functions,
+    psis: Functions,
+    a: Array,
+    b: Array,
+    c: Array,
+    phi_numbers: _Numbers = (),
+    psi_numbers: _Numbers = (),
+    given: Given = None,
+) -> tuple[Array, Array]:
+    """(values, bounds), each (*shape, m): `pair` of several functions that share their numbers, at the price of one.
 
-    ab - c^2 is taken in twice the digits, for 1 - r^2 would lose all of them.
+    `given`: `sides` of phis at a and of psis at b, where they were made before.
     """
-    positive = (a > 0) & (b > 0)
-    a, b, c = jnp.where(positive, a, 1.0), jnp.where(positive, b, 1.0), jnp.where(positive, c, 0.0)
-    # Powers of two bring a and b to [1, 4): exact, and no product overflows.
-    scale_a, scale_b = (jnp.exp2(jnp.floor(jnp.log2(x) / 2)) for x in (a, b))
-    a, b, c = a / scale_a / scale_a, b / scale_b / scale_b, c / scale_a / scale_b
-    (ah, al), (bh, bl), (ch, cl) = _split(a), _split(b), _split(c)
-    gap = (ah * bh - ch * ch) + ((ah * bl + al * bh) - 2 * ch * cl) + (al * bl - cl * cl)
-    r = jnp.clip(c / (jnp.sqrt(a) * jnp.sqrt(b)), -1.0, 1.0)
-    return r, jnp.sqrt(jnp.maximum(gap, 0.0) / (a * b))
+    dtype = jnp.result_type(a, b, c)
+    a, b, c = (jnp.asarray(x, dtype) for x in (a, b, c))
+    rank = max(a.ndim, b.ndim, c.ndim)
+    a, b, c = (x.reshape((1,) * (rank - x.ndim) + x.shape) for x in (a, b, c))
+    values, bounds = _pairs(phis, psis, a, b, c, tuple(phi_numbers), tuple(psi_numbers), lax.stop_gradient(given))
+    return values, lax.stop_gradient(bounds)
 
 
-class Estimate(NamedTuple):
-    """value; size: E |phi psi|, roughly; bound of the truncation error."""
+def pair(
+    phi: Callable, psi: Callable, a: Array, b: Array, c: Array, phi_numbers: _Numbers = (), psi_numbers: _Numbers = ()
+) -> tuple[Array, Array]:
+    """E phi(u) psi(v) for zero-mean Gaussian (u, v) with Var u = a, Var v = b, Cov(u, v) = c, and a bound of its error.
 
-    value: Array
-    size: Array
-    bound: Array
+    **Arguments:** phi, psi: static, hashable functions `fn(z, *numbers)` of 0-d values that JAX can trace; a, b, c: any
+    shapes that broadcast, a and b best left unbroadcast (what depends on one of them is done once for each of its
+    entries); numbers: 0-d arrays.
 
-
-def _series(one: Side, two: Side, r: Array) -> Estimate:
-    """Hermite series: E phi psi = sum_k a_k b_k r^k, |remainder| <= |r|^K sqrt(tail_a tail_b).
-
-    The sides' leading axes broadcast against r.
+    **Returns:** (value, bound), of the broadcast shape and dtype. |value - E| <= bound, `inf` where the integral
+    does not exist or overflows. The value is differentiable, again and again; the bound has no derivative.
     """
-    eps = jnp.finfo(r.dtype).eps
-    first = lambda terms: jnp.moveaxis(terms, -1, 0)  # noqa: E731
-    value = horner(first(one.coefficients), first(two.coefficients), r)
-    size = jnp.maximum(jnp.abs(value), horner(first(one.sizes), first(two.sizes), r))
-    tails = [
-        jnp.maximum(x.square - (x.coefficients**2).sum(-1), 0.0) + 8 * eps * x.square for x in (one, two)
-    ]
-    rest = jnp.abs(r) ** TERMS * jnp.sqrt(tails[0] * tails[1])
-    scale = jnp.sqrt(one.square * two.square)
-    return Estimate(value, size, rest + (2 * eps + one.unresolved + two.unresolved) * scale)
+    values, bounds = pairs((phi,), (psi,), a, b, c, phi_numbers, psi_numbers)
+    return values[..., 0], bounds[..., 0]
 
 
-def _outer_edges(one: Side, two: Side, kinks: Array, r: Array, s: Array) -> Array:
-    """(pairs, any): phi's edges, psi's seen through y = r x, and layers of width s around psi's kinks."""
-    dtype, end = r.dtype, reach(r.dtype)
-    visible = (jnp.abs(r) > 0.1)[:, None]
-    slope = jnp.where(visible, r[:, None], 1.0)
-    seen = jnp.where(visible, two.edges / slope, end)
-    middle = kinks / slope
-    layers = middle[..., None] + (s[:, None] / slope)[..., None] * jnp.asarray(_LAYERS, dtype)
-    layers = jnp.where((visible & (jnp.abs(middle) < end))[..., None], layers, end).reshape(len(r), -1)
-    base = np.concatenate([-_OUTER[:0:-1], _OUTER])
-    base = jnp.broadcast_to(jnp.asarray(base[np.abs(base) < end], dtype), (len(r), (np.abs(base) < end).sum()))
-    edges = jnp.concatenate([base, one.edges, seen, layers], -1)
-    return jnp.where(jnp.abs(edges) < end, edges, end)
+def mean(phi: Callable, a: Array, numbers: _Numbers = ()) -> tuple[Array, Array]:
+    """E phi(u), u ~ N(0, a), and a bound of its error; as `pair`."""
+    values, bounds = means((phi,), a, numbers)
+    return values[..., 0], bounds[..., 0]
 
 
-def _nested(phi, psi, phi_numbers, psi_numbers, one: Side, two: Side, kinks: Array, r: Array, s: Array) -> Estimate:
-    """E phi(sd_a x) psi(sd_b (r x + s w)) for rows of pairs: an outer adaptive rule over x, an inner one over w given x."""
-    dtype, end = r.dtype, reach(r.dtype)
-    wide = lambda x: x[:, None, None]  # noqa: E731
-    own = jnp.where(two.edges < end, two.deviation[:, None] * two.edges, jnp.inf)
-    scale = jnp.where(two.deviation > 0, two.deviation, 1.0)
-    spread = wide(scale * jnp.maximum(s, jnp.finfo(dtype).tiny / jnp.finfo(dtype).eps))
-
-    def rule(left, right):
-        x = nodes(left, right)
-        width = right - left
-        inner, inner_size, inner_error = conditional(psi, psi_numbers, wide(two.deviation * r) * x, spread, own)
-        weight = evaluate(phi, wide(one.deviation) * x, phi_numbers) * density(x)
-        value, _, error = panel(weight * inner, width)
-        size, fixed = (integrate(jnp.abs(weight) * part, width) for part in (inner_size, inner_error))
-        return value, size, error, fixed, x
-
-    edges = _outer_edges(one, two, kinks, r, s)
-    slots = edges.shape[1] + 2 + _HALVINGS
-    panels = refine(rule, edges, one.low, one.high, slots, 16 * float(jnp.finfo(dtype).eps))
-    return Estimate(panels.value.sum(-1), panels.size.sum(-1), (panels.error + panels.fixed).sum(-1))
+def means(phis: Functions, a: Array, numbers: _Numbers = ()) -> tuple[Array, Array]:
+    """(values, bounds), each (*shape, m): `mean` of several functions that share their numbers."""
+    a = jnp.asarray(a)
+    values, bounds = (x.reshape(*a.shape, len(phis)) for x in _means(phis, a.reshape(-1), tuple(numbers)))
+    return values, lax.stop_gradient(bounds)
 
 
-def _sides(phi, psi, a, b, phi_numbers, psi_numbers) -> tuple[Side, Side, Array]:
-    """Both sides, flat, and psi's kinks at each b; one computation where phi and psi are the same function."""
-    dtype = a.dtype
-    same = phi == psi and len(phi_numbers) == len(psi_numbers) and all(map(lambda x, y: x is y, phi_numbers, psi_numbers))
-    a, b = a.reshape(-1), b.reshape(-1)
-    places = kink_places(psi, psi_numbers, dtype)
-    if same:
-        both = side(psi, psi_numbers, jnp.concatenate([a, b]), places)
-        one, two = jax.tree.map(lambda x: x[: len(a)], both), jax.tree.map(lambda x: x[len(a) :], both)
-    else:
-        one = side(phi, phi_numbers, a, kink_places(phi, phi_numbers, dtype))
-        two = side(psi, psi_numbers, b, places)
-    return one, two, standard_kinks(places, two.deviation)
+def diverges(phi: Callable, a: Array, numbers: _Numbers = ()) -> Array:
+    """Whether E phi(u)^2, u ~ N(0, a), does not exist: log |phi(u)| grows like u^2 / (4a) or faster.
+
+    Judged by the last points of either tail where phi is finite: growth from half way there to there with a power below
+    1.9 converges whatever its size; a larger power must stay below u^2 / (4a).
+    """
+    a = jnp.asarray(a)
+    end = reach(a.dtype)
+    half = jnp.linspace(0.0, end, 257, dtype=a.dtype)[1:]
+    sd = jnp.sqrt(a.reshape(-1))[:, None, None]
+    z = jnp.stack([half, -half])
+    at = jax.vmap(lambda entry: jnp.asarray(phi(entry, *numbers)).astype(a.dtype))
+    size = jnp.abs(at((sd * z).reshape(-1)).reshape(-1, 2, len(half)))
+    logs = jnp.log(jnp.where(size > 0, size, 1.0))
+    last = jnp.isfinite(size).sum(-1) - 1
+    take = lambda index: jnp.take_along_axis(logs, jnp.maximum(index, 0)[..., None], -1)[..., 0]
+    far, near = take(last), take((last + 1) // 2 - 1)
+    steep = (near > 0) & (far > 2.0**1.9 * near)
+    found = (far > 8) & steep & (far >= half[jnp.maximum(last, 0)] ** 2 / 4 * (1 - 1e-9))
+    return found.any(-1).reshape(a.shape)
 
 
-def _expectation(phi, psi, a, b, c, phi_numbers, psi_numbers) -> tuple[Array, Array]:
-    """(value, bound), arrays of one dtype and rank."""
-    shape = jnp.broadcast_shapes(a.shape, b.shape, c.shape)
-    one, two, kinks = _sides(phi, psi, a, b, phi_numbers, psi_numbers)
-    r, s = (jnp.broadcast_to(x, shape) for x in correlation(a, b, c))
-    shaped = (
-        jax.tree.map(lambda x: x.reshape(*like.shape, *x.shape[1:]), part) for part, like in ((one, a), (two, b))
-    )
-    series = _series(*shaped, r)
-    eps = float(jnp.finfo(r.dtype).eps)
-    failing = ~(series.bound <= _ACCEPTED * eps * series.size)
+class _Columns:
+    """Pairs of functions to integrate together, each kept once."""
 
-    row, column = (np.broadcast_to(np.arange(x.size).reshape(x.shape), shape).reshape(-1) for x in (a, b))
-    r, s, failing = r.reshape(-1), s.reshape(-1), failing.reshape(-1)
-    chunk = min(_CHUNK, len(row))
-    order = jnp.pad(jnp.argsort(~failing, stable=True), (0, -len(row) % chunk))
-    count = failing.sum()
+    def __init__(self, phis: Functions, psis: Functions):
+        self.pairs = list(zip(phis, psis, strict=True))
 
-    def step(state):
-        start, *totals = state
-        picked = lax.dynamic_slice(order, (start,), (chunk,))
-        i, j = jnp.asarray(row)[picked], jnp.asarray(column)[picked]
-        pick = lambda part, index: jax.tree.map(lambda x: x[index], part)  # noqa: E731
-        found = _nested(phi, psi, phi_numbers, psi_numbers, pick(one, i), pick(two, j), kinks[j], r[picked], s[picked])
-        places = jnp.where(start + jnp.arange(chunk) < count, picked, len(row))
-        totals = (old.at[places].set(new, mode="drop") for old, new in zip(totals, found, strict=True))
-        return (start + chunk, *totals)
+    def index(self, phi: Callable, psi: Callable) -> int:
+        if (phi, psi) not in self.pairs:
+            self.pairs.append((phi, psi))
+        return self.pairs.index((phi, psi))
 
-    state = (jnp.zeros_like(count), *(x.reshape(-1) for x in series))
-    _, value, size, bound = lax.while_loop(lambda state: state[0] < count, step, state)
-    strain = jnp.broadcast_to(one.strain.reshape(a.shape) + two.strain.reshape(b.shape), shape)
-    value, size, bound = (x.reshape(shape) for x in (value, size, bound))
-    bound = bound + eps * size * (_ROUNDING + 2 * strain)
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _pairs(
+    phis: Functions,
+    psis: Functions,
+    a: Array,
+    b: Array,
+    c: Array,
+    phi_numbers: _Numbers,
+    psi_numbers: _Numbers,
+    given: Given,
+) -> tuple[Array, Array]:
+    """(value, bound), each (*shape, m): E phi_i(u) psi_i(v)."""
+    return expectations(phis, psis, a, b, c, phi_numbers, psi_numbers, given)
+
+
+def _some(tangent) -> bool:
+    """Whether a tangent is an array, not JAX's symbolic zero."""
+    return isinstance(tangent, jax.Array)
+
+
+def _half_slope(stein: Array, delta: Array, covariance_part: Array, curved: Array, variance: Array) -> Array:
+    """d/d variance: Stein's quotient, and half the second derivative's mean where the variance is too small for it."""
+    least = jnp.finfo(variance.dtype).eps
+    safe = jnp.where(variance > least, variance, 1.0)
+    return jnp.where(variance > least, (stein + delta - covariance_part) / (2 * safe), curved / 2)
+
+
+@partial(_pairs.defjvp, symbolic_zeros=True)
+def _pairs_jvp(phis, psis, primals, tangents):
+    a, b, c, phi_numbers, psi_numbers, _ = primals
+    da, db, dc, d_phi, d_psi, _ = tangents
+    columns = _Columns(phis, psis)
+    plans = []  # for each (phi, psi): what its tangent is made of
+    for phi, psi in zip(phis, psis, strict=True):
+        plan = {}
+        if _some(da) or _some(db) or _some(dc):
+            plan["c"] = columns.index(Slope(phi), Slope(psi))
+        if _some(da):
+            plan["a"] = columns.index(Times(Slope(phi)), psi), columns.index(Slope(Slope(phi)), psi)
+        if _some(db):
+            plan["b"] = columns.index(phi, Times(Slope(psi))), columns.index(phi, Slope(Slope(psi)))
+        moved = [(columns.index(Partial(phi, k), psi), d) for k, d in enumerate(d_phi) if _some(d)]
+        moved += [(columns.index(phi, Partial(psi, k)), d) for k, d in enumerate(d_psi) if _some(d)]
+        plans.append((plan, moved))
+    all_phis, all_psis = (tuple(fns) for fns in zip(*columns.pairs, strict=True))
+    values, bounds = _pairs(all_phis, all_psis, a, b, c, phi_numbers, psi_numbers, None)
+
+    def tangent(phi, psi, plan, moved):
+        total = jnp.zeros(values.shape[:-1], values.dtype)
+        if "c" in plan:
+            price = values[..., plan["c"]] + jumps.price(phi, psi, a, b, c, phi_numbers, psi_numbers)
+            total = total + (dc * price if _some(dc) else 0.0)
+        if "a" in plan:
+            stein, curved = (values[..., k] for k in plan["a"])
+            delta = jumps.stein(phi, psi, a, b, c, phi_numbers, psi_numbers)
+            total = total + da * _half_slope(stein, delta, c * price, curved, a)
+        if "b" in plan:
+            stein, curved = (values[..., k] for k in plan["b"])
+            delta = jumps.stein(psi, phi, b, a, c, psi_numbers, phi_numbers)
+            total = total + db * _half_slope(stein, delta, c * price, curved, b)
+        for k, d in moved:
+            total = total + d.astype(values.dtype) * values[..., k]
+        return total
+
+    out = [tangent(phi, psi, *plan) for phi, psi, plan in zip(phis, psis, plans, strict=True)]
+    value, bound = values[..., : len(phis)], bounds[..., : len(phis)]
+    return (value, bound), (jnp.stack(out, -1), jnp.zeros_like(bound))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _means(phis: Functions, a: Array, numbers: _Numbers) -> tuple[Array, Array]:
+    """(value, bound), each (inputs, m): E phi_i(u), a: (inputs,)."""
+    deviation = jnp.sqrt(a)
+    own = standard_kinks(kink_places(phis, numbers, a.dtype), deviation)
+    panels = resolve(phis, numbers, deviation, own)
+    samples = panels.samples * jnp.sqrt(density(nodes(panels.left, panels.right)))[..., None, :]
+    value, size, error = jnp.moveaxis(panel(samples, panels.width).sum(1), -1, 0)
+    far = jnp.abs(samples[..., 0]) + jnp.abs(samples[..., -1])
+    outermost = (jnp.abs(panels.left) == reach(a.dtype)) | (jnp.abs(panels.right) == reach(a.dtype))
+    beyond = jnp.where((outermost & (panels.width > 0))[..., None], far, 0.0).sum(1)
+    bound = error + beyond + 40 * jnp.finfo(a.dtype).eps * size
     return value, jnp.where(jnp.isfinite(value) & ~jnp.isnan(bound), bound, jnp.inf)
 
 
-def pair(phi, psi, a, b, c, phi_numbers=(), psi_numbers=()):
-    a, b, c = jnp.asarray(a), jnp.asarray(b), jnp.asarray(c)
-    dtype = jnp.result_type(a, b, c)
-    rank = max(a.ndim, b.ndim, c.ndim)
-    a, b, c = (x.astype(dtype).reshape((1,) * (rank - x.ndim) + x.shape) for x in (a, b, c))
-    return _expectation(phi, psi, a, b, c, phi_numbers, psi_numbers)
+@partial(_means.defjvp, symbolic_zeros=True)
+def _means_jvp(phis, primals, tangents):
+    a, numbers = primals
+    da, d_numbers = tangents
+    more: list[Callable] = list(phis)
+    if _some(da):
+        more += [Times(Slope(phi)) for phi in phis] + [Slope(Slope(phi)) for phi in phis]
+    moving = [(k, d) for k, d in enumerate(d_numbers) if _some(d)]
+    more += [Partial(phi, k) for k, _ in moving for phi in phis]
+    values, bounds = _means(tuple(more), a, numbers)
+    m = len(phis)
+    parts = [values[:, start : start + m] for start in range(0, len(more), m)]
+    value, rest = parts[0], parts[1:]
+    tangent = jnp.zeros_like(value)
+    if _some(da):
+        stein, curved, *rest = rest
+        delta = jnp.stack([jumps.stein_mean(phi, a, numbers) for phi in phis], -1)
+        tangent = tangent + da[:, None] * _half_slope(stein, delta, jnp.zeros_like(stein), curved, a[:, None])
+    for part, (_, d) in zip(rest, moving, strict=True):
+        tangent = tangent + d.astype(value.dtype) * part
+    bound = bounds[:, :m]
+    return (value, bound), (tangent, jnp.zeros_like(bound))

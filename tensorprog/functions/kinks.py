@@ -21,8 +21,8 @@ def _grid() -> np.ndarray:
 
 def _jet(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> Callable:
     """z -> (fn, fn', fn'') stacked; fewer where JAX cannot differentiate (a function with a custom_vjp)."""
-    value = lambda z: fn(z, *numbers).astype(dtype)  # noqa: E731
-    slope = lambda z: jax.jvp(value, (z,), (jnp.ones_like(z),))  # noqa: E731
+    value = lambda z: fn(z, *numbers).astype(dtype)
+    slope = lambda z: jax.jvp(value, (z,), (jnp.ones_like(z),))
 
     def curvature(z):
         (at, first), (_, second) = jax.jvp(slope, (z,), (jnp.ones_like(z),))
@@ -95,12 +95,13 @@ def search(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> tuple[Array, Array
 
     zero = jnp.zeros(suspects, dtype)
     state = (jnp.zeros((len(grid), orders), dtype), zero, zero, zero, zero, jnp.zeros(suspects, jnp.int32), zero)
-    jets, low, high, at_low, at_high, order, first = lax.fori_loop(0, blocks + halvings, look, state)
+    jets, low, high, at_low, at_high, _, first = lax.fori_loop(0, blocks + halvings, look, state)
     eps = jnp.finfo(dtype).eps
     last = jnp.abs(at_high - at_low)
-    # Sizes of all orders at the place: a library's tanh leaps by 1e-17 where it becomes 1, which is no kink.
-    nearest = jnp.clip(jnp.searchsorted(grid, high), 0, len(grid) - 1)
-    size = jnp.abs(jets[nearest]).max(-1)
+    # A jump counts against the sizes of all orders up to there and a little on: a library's tanh leaps by 1e-17 where
+    # it becomes 1, and its gelu is a staircase of such steps where it vanishes.
+    within = jnp.abs(grid) <= 1.5 * jnp.maximum(jnp.abs(low), jnp.abs(high))[:, None]
+    size = jnp.where(within, jnp.abs(jets).max(-1), 0.0).max(-1)
     real = (last > 0.03 * first) & (last > 1e3 * eps * size) & (high - low <= 4 * eps * jnp.abs(high) + 1e-12)
     return _ascending(jnp.where(real, low, jnp.inf), jnp.where(real, high, jnp.inf))
 
@@ -126,8 +127,14 @@ def _fixed(fn: Callable, dtype: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kinks(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> tuple[Array, Array]:
-    """(below, above) of the kinks of z -> fn(z, *numbers): constants where there are no numbers, else found when run."""
+    """(below, above) of the kinks of z -> fn(z, *numbers): constants without numbers, else found when run."""
     if not numbers:
         low, high = _fixed(fn, jnp.dtype(dtype).name)
         return jnp.asarray(low, dtype), jnp.asarray(high, dtype)
     return search(fn, tuple(lax.stop_gradient(n) for n in numbers), dtype)
+
+
+def places(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> Array:
+    """Kinks of fn, ascending, `inf` pads: between the two floats."""
+    below, above = kinks(fn, numbers, dtype)
+    return jnp.where(jnp.isfinite(below), below + (above - below) / 2, jnp.inf)

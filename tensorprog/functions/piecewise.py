@@ -31,6 +31,7 @@ from tensorprog.functions.forms import (
     half_power,
     inverse_root,
     positive,
+    size,
 )
 
 DENSITY = 1 / math.sqrt(2 * math.pi)  # of a standard normal at 0
@@ -118,8 +119,8 @@ class Piecewise(Form):
             return bound
         eps = jnp.finfo(c.dtype).eps
         _, s = correlation(a, b, c)
-        # A gap of exactly 0 is the exact answer to a = b = |c|; the inputs' own rounding is not ours.
-        angle = jnp.where(s > 0, eps / jnp.maximum(s, jnp.sqrt(eps)), 0.0)
+        exact = (a == b) & (size(c) == a)  # a gap of 0 is then no rounding
+        angle = jnp.where(exact, 0.0, eps / jnp.maximum(s, jnp.sqrt(eps)))
         return bound + 4 * jnp.abs(jumps[0] * jumps[1]) * angle
 
 
@@ -152,7 +153,7 @@ def _mean_derivative(plain: dict[int, Any], k: int, a: Array) -> Array:
 def _hermite_moment(q: int, k: int) -> float:
     """E g_q(z) He_k(z) of a standard normal z."""
     powers = np.polynomial.hermite_e.herme2poly([0.0] * k + [1.0])
-    return sum(h * absolute_moment(q + j) for j, h in enumerate(powers) if (q + j) % 2)
+    return sum(float(h) * absolute_moment(q + j) for j, h in enumerate(powers) if (q + j) % 2)
 
 
 def _mixed(p: int, q: int, a: Array, b: Array, c: Array) -> Array:
@@ -223,7 +224,13 @@ def _in_c(p: int, q: int, a: Array, b: Array, c: Array) -> Array:
     # The density of (u, v) at (0, 0), four times; infinite at |r| = 1, where it is cut at 1/sqrt(eps).
     _, s = correlation(a, b, c)
     cut = math.sqrt(jnp.finfo(c.dtype).eps)
-    return 2 / math.pi * inverse_root(a) * inverse_root(b) / jnp.maximum(s, cut)
+    return _capped(2 / math.pi * inverse_root(a) * inverse_root(b) / jnp.maximum(s, cut))
+
+
+def _capped(x: Array) -> Array:
+    """No overflow at variances near the smallest number."""
+    most = float(jnp.finfo(x.dtype).max) ** 0.75
+    return jnp.clip(x, -most, most)
 
 
 def _in_a(p: int, q: int, a: Array, b: Array, c: Array, in_c: Array) -> Array:
@@ -231,7 +238,8 @@ def _in_a(p: int, q: int, a: Array, b: Array, c: Array, in_c: Array) -> Array:
         return 0.5 * p * (p - 1) * signed_pair(p - 2, q, a, b, c)
     if p == 1:
         return 0.5 * _at_zero(q, a, b, c)
-    return -0.5 * c * inverse_root(a) ** 2 * in_c  # S_0q does not change with the scale of u: 2a dS/da + c dS/dc = 0
+    # S_0q does not change with the scale of u: 2a dS/da + c dS/dc = 0.
+    return _capped(-0.5 * c * inverse_root(a) ** 2 * in_c)
 
 
 def _at_zero(q: int, a: Array, b: Array, c: Array) -> Array:

@@ -1,10 +1,11 @@
 """Adaptive Gauss-Legendre panels for standard normal integrals, batched over rows.
 
-A rule takes the ends of panels and returns their integrals with error estimates; `refine` first walks through prescribed
-edges (kinks, layers), then halves the worst panel of each row until the estimates reach rounding. `conditional` is the
-inner rule of a nested one: E fn(centre + spread * w) given the centre.
+A rule takes the ends of panels and returns their integrals with error estimates; `refine` first walks through
+prescribed edges (kinks, layers), then halves the worst panel of each row until the estimates reach rounding.
+`conditional` is the inner rule of a nested one: E fn(centre + spread * w) given the centre.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,27 +20,38 @@ _SUMS = np.stack(
     [WEIGHTS]
     + [(2 * n + 1) / 2 * WEIGHTS * np.polynomial.legendre.Legendre.basis(n)(NODES) for n in (5, 6, 7, 13, 14, 15)]
 )
-_STEP, _END = 3.0, 9.0  # the inner variable's panels: 16 nodes integrate a normal over one to 1e-15
+_STEP = 3.0  # the inner variable's panels: 16 nodes integrate a normal over one to 1e-15
+WINDOW = 9.0  # where they end
 
 
 class Panels(NamedTuple):
-    """Panels [left, right]: integral, integral of the absolute value, error that halving reduces, error that it does
-    not, and the integrand at the nodes (a last axis)."""
+    """Panels [left, right], ends (rows, slots, 2), of m integrands at once. measures (rows, slots, m, 4): the integral,
+    that of the absolute value, the error that halving reduces, the error that it does not. samples (rows, slots, m,
+    any): whatever the rule keeps."""
 
-    left: Array
-    right: Array
-    value: Array
-    size: Array
-    error: Array
-    fixed: Array
+    ends: Array
+    measures: Array
     samples: Array
 
+    @property
+    def left(self) -> Array:
+        return self.ends[..., 0]
 
-Rule = Callable[[Array, Array], tuple[Array, Array, Array, Array, Array]]
+    @property
+    def right(self) -> Array:
+        return self.ends[..., 1]
+
+    @property
+    def width(self) -> Array:
+        return self.ends[..., 1] - self.ends[..., 0]
+
+
+Functions = tuple[Callable, ...]
+Rule = Callable[[Array, Array], tuple[Array, Array]]  # (left, right) -> (measures, samples)
 
 
 def density(z: Array) -> Array:
-    return jnp.exp(-z * z / 2) / np.sqrt(2 * np.pi)
+    return jnp.exp(-z * z / 2) / math.sqrt(2 * math.pi)
 
 
 def reach(dtype: jnp.dtype) -> float:
@@ -47,9 +59,13 @@ def reach(dtype: jnp.dtype) -> float:
     return 37.0 if dtype == jnp.float64 else 12.5
 
 
-def evaluate(fn: Callable, z: Array, numbers: tuple) -> Array:
-    """fn at every entry of z, called on 0-d values."""
-    return jax.vmap(lambda entry: fn(entry, *numbers))(z.reshape(-1)).reshape(z.shape).astype(z.dtype)
+def evaluate(fns: Functions, z: Array, numbers: tuple) -> Array:
+    """(..., m, nodes): the m functions at every entry of z (..., nodes), each called on 0-d values."""
+
+    def at(entry):
+        return jnp.stack([jnp.asarray(fn(entry, *numbers)).astype(z.dtype) for fn in fns])
+
+    return jnp.moveaxis(jax.vmap(at)(z.reshape(-1)).reshape(*z.shape, len(fns)), -1, -2)
 
 
 def nodes(left: Array, right: Array) -> Array:
@@ -59,23 +75,26 @@ def nodes(left: Array, right: Array) -> Array:
 
 
 def integrate(samples: Array, width: Array) -> Array:
-    """Integral over each panel from the values at its nodes."""
-    return width / 2 * (samples * jnp.asarray(WEIGHTS, samples.dtype)).sum(-1)
+    """(..., m): integrals over panels of width (...) from samples (..., m, nodes)."""
+    return width[..., None] / 2 * (samples * jnp.asarray(WEIGHTS, samples.dtype)).sum(-1)
 
 
-def panel(samples: Array, width: Array) -> tuple[Array, Array, Array]:
-    """(integral, integral of |samples|, error estimate) over each panel.
+def panel(samples: Array, width: Array) -> Array:
+    """(..., m, 3): integral, integral of |samples| and error estimate, of samples (..., m, nodes) over panels.
 
-    A Gauss rule of 16 nodes errs by about the Legendre coefficient of order 32. Where coefficients fall geometrically it
-    is the last computed ones times the square of their ratio to the middle ones; at a kink or an oscillation the ratio is
-    no smaller than 0.2, and the factor 10 keeps the estimate above the error.
+    A Gauss rule of 16 nodes errs by about the Legendre coefficient of order 32. Where coefficients fall geometrically
+    it is the last computed ones times the square of their ratio to the middle ones; at a kink or an oscillation the
+    ratio is no smaller than 0.2, and the factor 10 keeps the estimate above the error.
     """
     sums = jnp.einsum("...j,kj->...k", samples, jnp.asarray(_SUMS, samples.dtype), precision=lax.Precision.HIGHEST)
+    size = jnp.abs(samples)
+    noise = 16 * jnp.finfo(samples.dtype).eps * size.max(-1)
     middle = jnp.abs(sums[..., 1:4]).sum(-1)
-    noise = 16 * jnp.finfo(samples.dtype).eps * jnp.abs(samples).max(-1)
     last = jnp.maximum(jnp.abs(sums[..., 4:7]).sum(-1) - noise, 0.0)
     error = 10 * last * jnp.minimum(1.0, last / jnp.where(middle > 0, middle, 1.0)) ** 2
-    return width / 2 * sums[..., 0], integrate(jnp.abs(samples), width), jnp.where(width > 0, width / 2 * error, 0.0)
+    half = width[..., None, None] / 2
+    found = jnp.stack([sums[..., 0], (size * jnp.asarray(WEIGHTS, samples.dtype)).sum(-1), error], -1)
+    return jnp.where(half > 0, half * found, 0.0)
 
 
 def next_edge(edges: Array, position: Array, end: Array) -> Array:
@@ -89,41 +108,46 @@ class _State(NamedTuple):
     count: Array
 
 
-def refine(rule: Rule, edges: Array, start: Array, end: Array, slots: int, tolerance: float) -> Panels:
-    """Panels of [start, end] between edges (rows, any), halved worst first until their error is tolerance * size.
+def refine(rule: Rule, edges: Array, start: Array, end: Array, slots: int, tolerance: float, like: Panels) -> Panels:
+    """Panels of [start, end] between edges (rows, any), halved worst first until each error is tolerance * its size.
 
     All rows advance together, two panels a step each: while edges are left, the next two panels; after that the halves
-    of the row's worst panel. A finished row waits. Slots that stay empty have no width.
+    of the row's worst panel. A finished row waits. Slots that stay empty have no width. `like`: one slot's zeros.
     """
-    rows, dtype = edges.shape[0], edges.dtype
     slot = jnp.arange(slots)
 
     def busy(state: _State) -> Array:
-        error, size = state.panels.error.sum(-1), state.panels.size.sum(-1)
-        return ((state.position < end) | (error > tolerance * size)) & (state.count + 1 < slots)
+        total = state.panels.measures.sum(1)
+        rough = (total[..., 2] > tolerance * total[..., 1]).any(-1)
+        return ((state.position < end) | rough) & (state.count + 1 < slots)
 
     def step(state: _State) -> _State:
         panels, position, count = state
         walking, active = position < end, busy(state)
-        worst = jnp.argmax(panels.error, axis=-1)
-        take = lambda x: jnp.take_along_axis(x, worst[:, None], -1)[:, 0]  # noqa: E731
+        size = panels.measures[..., 1].sum(1, keepdims=True)
+        worst = jnp.argmax((panels.measures[..., 2] / jnp.where(size > 0, size, 1.0)).max(-1), axis=-1)
+        halved = jnp.take_along_axis(panels.ends, worst[:, None, None], 1)[:, 0]
         first = next_edge(edges, position, end)
-        left = jnp.where(walking, position, take(panels.left))
-        right = jnp.where(walking, next_edge(edges, first, end), take(panels.right))
+        left = jnp.where(walking, position, halved[:, 0])
+        right = jnp.where(walking, next_edge(edges, first, end), halved[:, 1])
         middle = jnp.where(walking, first, (left + right) / 2)
-        lefts, rights = jnp.stack([left, middle], -1), jnp.stack([middle, right], -1)
-        new = Panels(lefts, rights, *rule(lefts, rights))
+        new = jnp.stack([left, middle, middle, right], -1).reshape(-1, 2, 2)
+        found = Panels(new, *rule(new[..., 0], new[..., 1]))
         places = jnp.stack([jnp.where(walking, count, worst), jnp.where(walking, count + 1, count)], -1)
         places = jnp.where(active[:, None], places, slots)
-        panels = jax.tree.map(lambda old, n: _put(old, n, slot == places[:, :1], slot == places[:, 1:]), panels, new)
+        panels = jax.tree.map(lambda old, n: _put(old, n, slot == places[:, :1], slot == places[:, 1:]), panels, found)
         position = jnp.where(walking & active, right, position)
         return _State(panels, position, count + jnp.where(active, jnp.where(walking, 2, 1), 0))
 
-    # Zeros made from edges, so that they vary over whatever axes a caller maps over.
-    empty = jnp.zeros((rows, slots), dtype) + 0 * start[:, None]
-    panels = Panels(*[empty] * 6, empty[..., None] * jnp.ones(len(NODES), dtype))
-    state = _State(panels, start, jnp.zeros(rows, jnp.int32))
+    panels = jax.tree.map(lambda x: jnp.repeat(x, slots, 1), like)
+    state = _State(panels, start, jnp.zeros(edges.shape[0], jnp.int32))
     return lax.while_loop(lambda state: busy(state).any(), step, state).panels
+
+
+def empty(start: Array, integrands: int, samples: int) -> Panels:
+    """One slot of no width for each row; zeros made from start, so that they vary over axes that a caller maps over."""
+    zero = (0 * start)[:, None, None] + jnp.zeros((1, 1, 2), start.dtype)
+    return Panels(zero, *(zero[..., None, :1] + jnp.zeros((1, 1, integrands, n), start.dtype) for n in (4, samples)))
 
 
 def _put(old: Array, new: Array, here: Array, there: Array) -> Array:
@@ -133,36 +157,42 @@ def _put(old: Array, new: Array, here: Array, there: Array) -> Array:
     return jnp.where(here, new[:, :1], jnp.where(there, new[:, 1:], old))
 
 
-def conditional(fn: Callable, numbers: tuple, centre: Array, spread: Array, edges: Array) -> tuple[Array, Array, Array]:
-    """(value, size, error) of E fn(centre + spread * w), w standard normal, split at `edges` of fn's argument.
+def conditional(
+    fns: Functions,
+    numbers: tuple,
+    centre: Array,
+    spread: Array,
+    edges: Array,
+    start: Array | float = -WINDOW,
+    end: Array | float = WINDOW,
+) -> Array:
+    """(..., m, 3): value, size and error of E fn(centre + spread * w), w standard normal.
 
-    centre, spread: (rows, ...), spread > 0; edges: (rows, E) ascending. Each entry walks from edge to edge through the
-    panels of length `_STEP` and those of the function's own edges that fall inside [-_END, _END].
+    centre, spread: (rows, ...), spread > 0; edges: (rows, E) ascending places of the functions' argument to split at.
+    Each entry walks from edge to edge through the panels of length `_STEP` and those of the functions' own edges that
+    fall inside [start, end], (rows, ...).
     """
     rows, count = edges.shape
     padded = jnp.concatenate([edges, jnp.full((rows, 1), jnp.inf, edges.dtype)], -1)
     row = jnp.arange(rows).reshape(rows, *(1,) * (centre.ndim - 1))
-
-    def own(place):
-        return jnp.maximum((padded[row, jnp.minimum(place, count)] - centre) / spread, -_END)
+    zero = jnp.zeros_like(centre) + 0 * spread
+    start, end = zero + start, zero + end
 
     def step(state):
-        position, place, value, size, error = state
-        edge = own(place)
+        position, place, total = state
+        edge = (padded[row, jnp.minimum(place, count)] - centre) / spread
         regular = (jnp.floor(position / _STEP) + 1) * _STEP
-        right = jnp.minimum(jnp.minimum(jnp.maximum(edge, position), regular), _END)
+        right = jnp.minimum(jnp.minimum(jnp.maximum(edge, position), regular), end)
         w = nodes(position, right)
-        samples = evaluate(fn, centre[..., None] + spread[..., None] * w, numbers) * density(w)
-        more_value, more_size, more_error = panel(samples, right - position)
+        samples = evaluate(fns, centre[..., None] + spread[..., None] * w, numbers) * density(w)[..., None, :]
         # What lies beyond the window is taken to be as large as the samples next to its ends.
-        beyond = jnp.where((position == -_END) & (right > position), jnp.abs(samples[..., 0]), 0.0)
-        beyond += jnp.where((right == _END) & (right > position), jnp.abs(samples[..., -1]), 0.0)
-        place = jnp.where(edge <= right, place + 1, place)
-        return right, place, value + more_value, size + more_size, error + more_error + beyond
+        some = right > position
+        beyond = jnp.where((some & (position == start))[..., None], jnp.abs(samples[..., 0]), 0.0)
+        beyond += jnp.where((some & (right == end))[..., None], jnp.abs(samples[..., -1]), 0.0)
+        total += panel(samples, right - position) + beyond[..., None] * jnp.asarray([0.0, 0.0, 1.0], centre.dtype)
+        return right, jnp.where(edge <= right, place + 1, place), total
 
-    zero = jnp.zeros_like(centre) + 0 * spread
-    below = centre - _END * spread
+    below = centre + start * spread
     place = (edges.reshape(rows, *(1,) * (centre.ndim - 1), count) <= below[..., None]).sum(-1)
-    state = (zero - _END, place, zero, zero, zero)
-    _, _, *result = lax.while_loop(lambda state: (state[0] < _END).any(), step, state)
-    return tuple(result)
+    state = (start, place, zero[..., None, None] + jnp.zeros((len(fns), 3), centre.dtype))
+    return lax.while_loop(lambda state: (state[0] < end).any(), step, state)[2]

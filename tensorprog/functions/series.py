@@ -1,29 +1,42 @@
 """One input's side of an expectation: panels that resolve a function, and its Hermite coefficients."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from tensorprog.functions.kinks import kinks
-from tensorprog.functions.quadrature import NODES, WEIGHTS, Panels, density, evaluate, nodes, panel, reach, refine
+from tensorprog.functions.derived import origins
+from tensorprog.functions.kinks import places
+from tensorprog.functions.quadrature import (
+    NODES,
+    WEIGHTS,
+    Functions,
+    Panels,
+    density,
+    empty,
+    evaluate,
+    nodes,
+    panel,
+    reach,
+    refine,
+)
 
 TERMS = 192  # rho^192 < 1e-13 for |rho| < 0.855, whatever the function
 SIZE_TERMS = 48  # of |phi|, for the size of the result only
-_BASE = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.25, 8.0, 10.0, 12.0, 15.0, 22.0])  # resolves TERMS Hermite polynomials
+# Panels that resolve TERMS Hermite polynomials.
+_BASE = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.25, 8.0, 10.0, 12.0, 15.0, 22.0])
 _HALVINGS = 28
-_BLOCK = 14  # panels projected together: blocks without panels are skipped
+_BLOCK = 4  # panels projected together when they are not among the base ones
 
 
 class Side(NamedTuple):
-    """What pairs need to know of one function at several inputs (leading axis).
+    """What pairs need to know of m functions at several inputs (leading axis).
 
     deviation: sqrt of the variance. edges (inputs, E): kinks and halved panels in units of the deviation, ascending,
-    `reach` pads. low, high: where phi^2 times the density is not negligible. coefficients (inputs, TERMS):
-    a_k = E phi(sd z) He_k(z) / sqrt(k!). sizes (inputs, SIZE_TERMS): the same of |phi|. square: E phi^2. strain: by how
-    much a relative error of the argument is amplified. unresolved: error of a_k, relative to sqrt(square).
+    `reach` pads. low, high: where phi^2 times the density is not negligible. coefficients (inputs, m, TERMS):
+    a_k = E phi(sd z) He_k(z) / sqrt(k!). sizes (inputs, m, SIZE_TERMS): the same of |phi|. square (inputs, m): E phi^2.
+    strain: by how much a relative error of the argument is amplified. unresolved: error of a_k over sqrt(square).
     """
 
     deviation: Array
@@ -37,37 +50,39 @@ class Side(NamedTuple):
     unresolved: Array
 
 
-def standard_kinks(place: Array, deviation: Array) -> Array:
+def kink_places(fns: Functions, numbers: tuple, dtype: jnp.dtype) -> Array:
+    """Kinks of functions that share their numbers, `inf` pads; derived functions have those of their origins."""
+    # Numbers may be tracers, which compare by identity: two origins are one when their numbers are the same objects.
+    found = [origin for fn in fns for origin in origins(fn, numbers)]
+    distinct = {(fn, *map(id, own), *map(id, shift)): (fn, own, shift) for fn, own, shift in found}
+    return jnp.concatenate([places(fn, own, dtype) - sum(shift) for fn, own, shift in distinct.values()])
+
+
+def standard_kinks(kinks: Array, deviation: Array) -> Array:
     """(inputs, kinks): kinks of z -> fn(deviation * z); those out of reach and padding at `reach`."""
     end = reach(deviation.dtype)
     safe = jnp.where(deviation > 0, deviation, 1.0)[:, None]
-    return jnp.where(jnp.abs(place) < end * safe, jnp.where(jnp.isfinite(place), place, 0.0) / safe, end)
+    return jnp.where(jnp.abs(kinks) < end * safe, jnp.where(jnp.isfinite(kinks), kinks, 0.0) / safe, end)
 
 
-def kink_places(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> Array:
-    """Kinks of fn in its argument, ascending, `inf` pads."""
-    below, above = kinks(fn, numbers, dtype)
-    return jnp.where(jnp.isfinite(below), below + (above - below) / 2, jnp.inf)
-
-
-def resolve(fn: Callable, numbers: tuple, deviation: Array, own: Array) -> Panels:
+def resolve(fns: Functions, numbers: tuple, deviation: Array, own: Array) -> Panels:
     """Panels of [-reach, reach] on each of which fn(deviation * z) is a polynomial of degree 15, to rounding in L2.
 
     What is resolved is phi(sd z) sqrt(density), whose square integrates to E phi^2.
     """
     dtype, inputs = deviation.dtype, len(deviation)
+    base = _base_edges(dtype)
     end = jnp.full(inputs, reach(dtype), dtype) + 0 * deviation
-    base = jnp.broadcast_to(jnp.asarray(_base_edges(dtype), dtype), (inputs, len(_base_edges(dtype))))
-    edges = jnp.concatenate([base, own], -1)
+    edges = jnp.concatenate([jnp.broadcast_to(jnp.asarray(base, dtype), (inputs, len(base))), own], -1)
 
     def rule(left, right):
         z = nodes(left, right)
-        samples = evaluate(fn, deviation[:, None, None] * z, numbers) * jnp.sqrt(density(z))
-        value, size, error = panel(samples, right - left)
-        return value, size, error, jnp.zeros_like(error), samples
+        samples = evaluate(fns, deviation[:, None, None] * z, numbers) * jnp.sqrt(density(z))[..., None, :]
+        return jnp.pad(panel(samples, right - left), ((0, 0),) * 3 + ((0, 1),)), samples
 
-    slots = -(-(edges.shape[1] + 2 + _HALVINGS) // _BLOCK) * _BLOCK
-    return refine(rule, edges, -end, end, slots, 8 * float(jnp.finfo(dtype).eps))
+    slots = edges.shape[1] + 2 + _HALVINGS
+    like = empty(end, len(fns), len(NODES))
+    return refine(rule, edges, -end, end, slots, 8 * float(jnp.finfo(dtype).eps), like)
 
 
 def _base_edges(dtype: jnp.dtype) -> np.ndarray:
@@ -75,23 +90,20 @@ def _base_edges(dtype: jnp.dtype) -> np.ndarray:
     return base[np.abs(base) < reach(dtype)]
 
 
-def side(fn: Callable, numbers: tuple, variance: Array, places: Array) -> Side:
-    """The side of inputs with the given variances (inputs,); places: fn's kinks."""
+def side(fns: Functions, numbers: tuple, variance: Array, kinks: Array) -> Side:
+    """The side of inputs with the given variances (inputs,)."""
     deviation = jnp.sqrt(variance)
     dtype, end = deviation.dtype, reach(deviation.dtype)
-    own = standard_kinks(places, deviation)
-    panels = resolve(fn, numbers, deviation, own)
-    width = panels.right - panels.left
-    masses = width / 2 * (panels.samples**2 * jnp.asarray(WEIGHTS, dtype)).sum(-1)
-    square = masses.sum(-1)
+    own = standard_kinks(kinks, deviation)
+    panels = resolve(fns, numbers, deviation, own)
+    width = panels.width
+    masses = width[..., None] / 2 * (panels.samples**2 * jnp.asarray(WEIGHTS, dtype)).sum(-1)
+    square = masses.sum(1)
     eps = float(jnp.finfo(dtype).eps)
-    matter = masses > eps**2 * square[:, None]
+    matter = (masses > eps**2 * square[:, None]).any(-1)
     matter = jnp.where(matter.any(-1, keepdims=True), matter, width > 0)
     coefficients, sizes = _project(panels)
-    base = jnp.asarray(_base_edges(dtype), dtype)
-    edges = jnp.where(jnp.isin(panels.right, base) | (width <= 0), end, panels.right)
-    edges = jnp.sort(edges, axis=-1)[:, : own.shape[1] + _HALVINGS]
-    orders = jnp.arange(TERMS, dtype=dtype)
+    edges = _features(panels, own)
     positive = jnp.where(square > 0, square, 1.0)
     return Side(
         deviation,
@@ -101,40 +113,93 @@ def side(fn: Callable, numbers: tuple, variance: Array, places: Array) -> Side:
         coefficients,
         sizes,
         square,
-        jnp.sqrt((orders * coefficients**2).sum(-1) / positive),
-        panels.error.sum(-1) / jnp.sqrt(positive),
+        jnp.sqrt((jnp.arange(TERMS, dtype=dtype) * coefficients**2).sum(-1) / positive),
+        panels.measures[..., 2].sum(1) / jnp.sqrt(positive),
     )
 
 
+def _features(panels: Panels, own: Array) -> Array:
+    """(inputs, E), ascending: kinks and the ends of halved panels, `reach` pads; other base edges split nothing."""
+    dtype, end = panels.ends.dtype, reach(panels.ends.dtype)
+    base = jnp.broadcast_to(jnp.asarray(_base_edges(dtype), dtype), (len(own), len(_base_edges(dtype))))
+    given = jnp.concatenate([base, own], -1)
+    halved = ~(panels.ends[..., None] == given[:, None, None]).any(-1).all(-1) & (panels.width > 0)
+    touched = ((panels.ends[..., None] == base[:, None, None]).any(2) & halved[..., None]).any(1)
+    edges = [own, jnp.where(halved, panels.right, end), jnp.where(touched, base, end)]
+    edges = jnp.sort(jnp.concatenate(edges, -1), axis=-1)
+    # An end met twice would make an empty panel: harmless, but it takes a place.
+    again = jnp.concatenate([jnp.zeros((len(own), 1), bool), edges[:, 1:] == edges[:, :-1]], -1)
+    return jnp.sort(jnp.where(again, end, edges), axis=-1)[:, : own.shape[1] + _HALVINGS + 8]
+
+
+def _hermite(z: np.ndarray) -> np.ndarray:
+    """(TERMS, nodes): h_k(z) sqrt(density), h_k = He_k / sqrt(k!) orthonormal."""
+    rows = [np.zeros_like(z), np.sqrt(np.exp(-z * z / 2) / np.sqrt(2 * np.pi))]
+    for k in range(TERMS - 1):
+        rows.append((z * rows[-1] - np.sqrt(k) * rows[-2]) / np.sqrt(k + 1))
+    return np.stack(rows[1:])
+
+
 def _project(panels: Panels) -> tuple[Array, Array]:
-    """Coefficients (inputs, TERMS) of phi and (inputs, SIZE_TERMS) of |phi| on the orthonormal h_k = He_k / sqrt(k!).
+    """Coefficients (inputs, m, TERMS) of phi and (inputs, m, SIZE_TERMS) of |phi|.
+
+    Panels that are whole base panels, most of them, lie alike for all inputs: one matrix product with a table. The
+    others run the recurrence at their own nodes, a few panels at a time, as many times as the input with most needs.
+    """
+    dtype = panels.left.dtype
+    base = _base_edges(dtype)
+    ends = jnp.asarray(base, dtype)
+    alike = (panels.left[..., None] == ends[:-1]) & (panels.right[..., None] == ends[1:])  # (inputs, slots, base)
+    slot = jnp.argmax(alike, axis=1)
+    picked = jnp.take_along_axis(panels.samples, slot[..., None, None], 1)
+    picked = jnp.where(alike.any(1)[..., None, None], picked, 0.0)  # (inputs, base, m, nodes)
+    z = np.asarray(nodes_of(base))
+    weights = (np.diff(base)[:, None] / 2 * WEIGHTS).reshape(-1)
+    table = jnp.asarray((_hermite(z.reshape(-1)) * weights).reshape(TERMS, *z.shape), dtype)
+    product = lambda samples, rows: jnp.einsum("ibmj,kbj->imk", samples, rows, precision=lax.Precision.HIGHEST)
+    coefficients, sizes = product(picked, table), product(jnp.abs(picked), table[:SIZE_TERMS])
+
+    other = (panels.width > 0) & ~alike.any(-1)
+    order = jnp.argsort(~other, axis=-1)
+    order = jnp.pad(order, ((0, 0), (0, -order.shape[1] % _BLOCK)), mode="edge")
+    blocks = -(-other.sum(-1).max() // _BLOCK)
+
+    def block(index, totals):
+        chosen = lax.dynamic_slice_in_dim(order, index * _BLOCK, _BLOCK, axis=1)
+        real = jnp.take_along_axis(other, chosen, 1) & (index * _BLOCK + jnp.arange(_BLOCK) < other.shape[1])
+        ends = jnp.take_along_axis(panels.ends, chosen[..., None], 1)
+        left, right = ends[..., 0], ends[..., 1]
+        samples = jnp.take_along_axis(panels.samples, chosen[..., None, None], 1)
+        width = jnp.where(real, right - left, 0.0)[..., None, None]
+        values = jnp.where(width > 0, width / 2 * jnp.asarray(WEIGHTS, dtype) * samples, 0.0)
+        values = jnp.moveaxis(values, 2, 1).reshape(*samples.shape[:1], samples.shape[2], -1)
+        z = nodes(left, right).reshape(len(left), -1)
+        return totals + _recurrence(z, values)
+
+    shape = (TERMS, 2, *coefficients.shape[:2])
+    more = lax.fori_loop(0, blocks, block, jnp.zeros(shape, dtype) + 0 * coefficients[..., 0])
+    more = jnp.moveaxis(more, 0, -1)
+    return coefficients + more[0], sizes + more[1, ..., :SIZE_TERMS]
+
+
+def nodes_of(edges: np.ndarray) -> np.ndarray:
+    """(panels, nodes) of the panels between edges, as constants."""
+    return (edges[1:] + edges[:-1])[:, None] / 2 + np.diff(edges)[:, None] / 2 * NODES
+
+
+def _recurrence(z: Array, values: Array) -> Array:
+    """(TERMS, 2, inputs, m): sums of values (inputs, m, nodes), and of |values|, times h_k sqrt(density) at z.
 
     sqrt(k+1) h_{k+1} = z h_k - sqrt(k) h_{k-1} is stable upwards; sqrt(density) carried along keeps every term below 1.
     """
-    inputs, slots = panels.left.shape
-    dtype = panels.left.dtype
-    used = (panels.right > panels.left).any(0)
-    blocks = jnp.where(used, jnp.arange(slots) // _BLOCK + 1, 0).max()
-    orders = jnp.arange(TERMS, dtype=dtype)
+    both = jnp.stack([values, jnp.abs(values)])
 
-    def block(index, totals):
-        cut = lambda x: lax.dynamic_slice_in_dim(x, index * _BLOCK, _BLOCK, axis=1)  # noqa: E731
-        left, right = cut(panels.left), cut(panels.right)
-        z = nodes(left, right).reshape(inputs, -1)
-        weights = (right - left)[..., None] / 2 * jnp.asarray(WEIGHTS, dtype)
-        values = (weights * cut(panels.samples)).reshape(inputs, -1)
+    def step(carry, k):
+        before, now = carry
+        after = (z * now - jnp.sqrt(k) * before) / jnp.sqrt(k + 1)
+        return (now, after), (now[:, None] * both).sum(-1)
 
-        def step(carry, k):
-            before, now = carry
-            after = (z * now - jnp.sqrt(k) * before) / jnp.sqrt(k + 1)
-            return (now, after), jnp.stack([(now * values).sum(-1), (now * jnp.abs(values)).sum(-1)])
-
-        _, found = lax.scan(step, (jnp.zeros_like(z), jnp.sqrt(density(z))), orders)
-        return totals + found
-
-    zero = jnp.zeros((TERMS, 2, inputs), dtype) + 0 * panels.left[:, 0]
-    totals = lax.fori_loop(0, blocks, block, zero)
-    return totals[:, 0].T, totals[:SIZE_TERMS, 1].T
+    return lax.scan(step, (jnp.zeros_like(z), jnp.sqrt(density(z))), jnp.arange(TERMS, dtype=z.dtype))[1]
 
 
 def horner(first: Array, second: Array, rho: Array) -> Array:
@@ -143,4 +208,5 @@ def horner(first: Array, second: Array, rho: Array) -> Array:
     def step(total, terms):
         return total * rho + terms[0] * terms[1], None
 
-    return lax.scan(step, jnp.zeros_like(rho), (first, second), reverse=True, unroll=4)[0]
+    start = jnp.zeros(jnp.broadcast_shapes(first.shape[1:], second.shape[1:], rho.shape), rho.dtype) + 0 * rho
+    return lax.scan(step, start, (first, second), reverse=True)[0]

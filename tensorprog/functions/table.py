@@ -2,8 +2,8 @@
 
 An entry lists the callables that are recognised, wherever JAX keeps them, and a rule that makes the closed form from
 the arguments of a `functools.partial` around them (None where those leave the family; keyword-only where a positional
-argument would take the place of x). Adding a nonlinearity is
-adding one entry, and a family file where no family has it: tests, kernels and the docs go through this table.
+argument would take the place of x). Adding a nonlinearity is adding one entry, and a family file where no family has
+it: tests, kernels and the docs go through this table.
 """
 
 import functools

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from tensorprog.batch import require_program
 from tensorprog.errors import Line
 from tensorprog.functions.base import elementwise, polynomially_bounded
 from tensorprog.functions.frozen import Function
 from tensorprog.gia import Finding, forward_transposes, reached, readout_findings
-from tensorprog.ir import MatMul, Moment, Nonlin, Structure
+from tensorprog.interpret.growth import Growth, Numbers, jump, measure
+from tensorprog.ir import MatMul, Moment, Nonlin
 from tensorprog.program import Program
 from tensorprog.show import Printer
 
@@ -39,8 +36,8 @@ class Report:
     """What `check` found.
 
     `ok`: a limit theorem applies (the Master Theorem's hypotheses hold). `gia`: the Simple GIA Check holds, so the
-    backward pass may take Wᵀ for an independent copy. `transposes`: W and Wᵀ both act forward. `reasons`: everything that
-    was found, with the user's line. `notes`: what does no harm but is worth knowing.
+    backward pass may take Wᵀ for an independent copy. `transposes`: W and Wᵀ both act forward. `reasons`: everything
+    that was found, with the user's line. `notes`: what does no harm but is worth knowing.
     """
 
     ok: bool
@@ -62,25 +59,37 @@ class Report:
 
     def _kernels(self) -> str:
         if self.transposes:
-            return "refused by the kernel interpreter (nngp, ntk); the limit exists and has a Ż term"
+            return "nngp and ntk refuse it, since a Ż term appears; the limit still exists" + self._unless_ok()
         if not self.gia:
-            return "ntk refused by the kernel interpreter: gradient independence is not assured"
-        return "nngp and ntk by the kernel interpreter" if self.ok else "no theorem says that finite networks converge"
+            return "ntk refuses it: gradient independence is not assured; the limit still exists" + self._unless_ok()
+        return "nngp and ntk" if self.ok else "computed where the expectations exist; no theorem covers the program"
+
+    def _unless_ok(self) -> str:
+        return "" if self.ok else " only where the expectations do"
 
 
 def check(program: Program) -> Report:
     """Which limit theorem applies to a program.
 
-    Three questions are kept apart: (a) the Simple GIA Check (Tensor Programs II, Condition 1), (b) whether W and Wᵀ both
-    act forward, (c) the Master Theorem's hypotheses: polynomially bounded nonlinearities, whose expectations exist at
-    every variance.
+    Three questions are kept apart: (a) the Simple GIA Check (Tensor Programs II, Condition 1), (b) whether W and Wᵀ
+    both act forward, (c) the Master Theorem's hypotheses: polynomially bounded nonlinearities, whose expectations exist
+    at every variance. Functions that the library does not know are judged by their values.
 
     **Raises:** `ProgramError` for what is no Program.
+
+    ```python
+    >>> import tensorprog as tp
+    >>> print(tp.check(tp.nets.ZOO["mlp"]))
+    limit theorem:    applies
+    simple GIA check: holds
+    W and Wᵀ forward: no
+    kernels:          nngp and ntk
+
+    ```
     """
     structure = require_program(program, "check").structure
     gia, transposes = readout_findings(structure), forward_transposes(structure)
-    hypotheses = list(_growth(program, has_transposes=_uses_transposes(structure)))
-    breaking = [f for f, breaks in hypotheses if breaks]
+    hypotheses = list(_hypotheses(program))
     printer = Printer(structure, program.leaves)
 
     def reason(finding: Finding) -> Reason:
@@ -89,64 +98,70 @@ def check(program: Program) -> Report:
         line = structure.line(finding.position)
         return Reason(finding.condition, line, f"{name} = {text}" if name else text, finding.why, finding.remedy)
 
-    found = [*gia, *transposes, *(f for f, _ in hypotheses)]
-    return Report(not breaking, not gia, bool(transposes), tuple(reason(f) for f in found), tuple(_jumps(program)))
+    found = (*gia, *transposes, *(finding for finding, _ in hypotheses))
+    ok = not any(breaks for _, breaks in hypotheses)
+    return Report(ok, not gia, bool(transposes), tuple(map(reason, found)), tuple(_jumps(program)))
 
 
-def _uses_transposes(structure: Structure) -> bool:
-    return any(isinstance(i, MatMul) and i.transposed for i in structure.instructions)
-
-
-def _functions(program: Program) -> Iterator[tuple[int, Function, tuple[jax.Array, ...], int]]:
-    """Nonlins and Moments that an output needs, with the values of their numbers and their number of arguments."""
+def _calls(program: Program) -> Iterator[tuple[int, Function, Numbers, int]]:
+    """Nonlins and Moments that an output needs: position, function, its numbers' values, its count of arguments."""
     structure = program.structure
     for position in reached(structure, structure.outputs):
         instruction = structure.instructions[position]
         if isinstance(instruction, Nonlin | Moment) and getattr(instruction, "over", None) is None:
-            numbers = tuple(jnp.asarray(program.leaves[n.index]) for n in instruction.numbers)
+            numbers = tuple(program.leaves[n.index] for n in instruction.numbers)
             yield position, instruction.fn, numbers, len(instruction.vectors) + len(instruction.scalars)
 
 
-def _growth(program: Program, *, has_transposes: bool) -> Iterator[tuple[Finding, bool]]:
-    """Functions that are not polynomially bounded, and whether no theorem is left."""
-    for position, fn, numbers, count in _functions(program):
-        known = polynomially_bounded(elementwise(fn, len(numbers))) if count == 1 else None
-        order = 0.0 if known else _order(fn, numbers, count)
-        if order == 0.0:
+def _hypotheses(program: Program) -> Iterator[tuple[Finding, bool]]:
+    """Functions that the Master Theorem does not cover, and whether no other theorem does."""
+    structure = program.structure
+    needed = (structure.instructions[p] for p in reached(structure, structure.outputs))
+    has_transposes = any(isinstance(i, MatMul) and i.transposed for i in needed)
+    known: dict[tuple[Function, int], Growth] = {}
+    for position, fn, numbers, count in _calls(program):
+        if count == 1 and polynomially_bounded(elementwise(fn, len(numbers))):
             continue
-        controlled = order < 1.99 and not has_transposes
-        why = f"{fn.name} is not polynomially bounded (it grows like exp(|z|^{order:.2g}))"
-        if controlled:
-            why += "; without transposes Tensor Programs I still covers growth below exp(|z|²)"
-        else:
-            why += ", and its expectations need not exist at every variance"
-        remedy = "kernels are computed where the expectations exist" if controlled else "take one that grows more slowly"
-        yield Finding("theorem's hypotheses", position, why, remedy), not controlled
+        # Functions that hold numbers of the program differ from call to call.
+        growth = known.get((fn, count)) if not numbers else None
+        if growth is None:
+            growth = known[fn, count] = measure(fn, numbers, count)
+        told = _judge(fn.name, growth, has_transposes)
+        if told is not None:
+            why, remedy, breaks = told
+            yield Finding("theorem's hypotheses", position, why, remedy), breaks
 
 
-def _order(fn: Function, numbers: tuple[jax.Array, ...], count: int) -> float:
-    """p when |fn(z)| grows like exp(|z|^p) along some ray, 0 when it grows like a power: a guess from values."""
-    worst = 0.0
-    try:
-        with jax.ensure_compile_time_eval():
-            for sign in (1.0, -1.0):
-                logs = []
-                for radius in (8.0, 16.0):
-                    value = fn(*(jnp.asarray(sign * radius, jnp.result_type(float)),) * count, numbers=numbers)
-                    logs.append(float(jnp.log(jnp.abs(value) + 1.0)))
-                if not all(np.isfinite(logs)):
-                    return 2.0
-                if logs[0] > 4.0 and logs[1] > 1.6 * logs[0]:
-                    worst = max(worst, float(np.log2(logs[1] / logs[0])))
-    except (TypeError, jax.errors.ConcretizationTypeError):
-        return 0.0
-    return worst
+def _judge(name: str, growth: Growth, has_transposes: bool) -> tuple[str, str, bool] | None:
+    """What a function's growth means: why it is outside the theorem, what to do, whether no theorem is left."""
+    if growth.undefined is not None:
+        at, value = growth.undefined
+        why = f"{name}({at:g}) is {value:g}, and a Gaussian reaches every number"
+        return why, "take a function that is defined everywhere", True
+    if growth.pole >= 0.5:
+        why = f"{name} grows like |z|^-{growth.pole:.2g} at 0, so E {name}(z)² does not exist"
+        return why, "keep away from 0: 1 / (z + c), or jnp.where around it", True
+    if growth.order == 0.0:
+        return None
+    why = f"{name} is not polynomially bounded (it grows like exp(|z|^{growth.order:.2g}))"
+    if growth.order < 1.95 and not has_transposes:
+        why += "; without transposes Tensor Programs I still covers growth below exp(|z|²)"
+        return why, "kernels are computed as for any other function", False
+    if growth.order < 1.95:
+        return why + ", and the theorem with transposes asks for that", "take one that grows like a power", True
+    why += ", and its expectations need not exist at every variance"
+    return why, "take one that grows more slowly; kernels refuse variances at which the expectations do not exist", True
 
 
 def _jumps(program: Program) -> Iterator[str]:
     """Functions that jump: their derivative, as finite networks have it, leaves the jump out."""
-    seen: set[str] = set()
-    for _, fn, _, _ in _functions(program):
-        if fn.name in {"sign", "heaviside", "step"} and fn.name not in seen:
-            seen.add(fn.name)
-            yield f"{fn.name} jumps; a finite network's gradient does not see the jump, so it adds nothing to the NTK"
+    seen: set[Function] = set()
+    for _, fn, numbers, count in _calls(program):
+        if count == 1 and fn not in seen:
+            seen.add(fn)
+            place = jump(fn, numbers)
+            if place is not None:
+                yield (
+                    f"{fn.name} jumps at {place:.4g}; a finite network's gradient does not see the jump, so it adds "
+                    "nothing to the NTK"
+                )

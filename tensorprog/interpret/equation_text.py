@@ -153,7 +153,7 @@ class Writer:
         return lines
 
     def is_output(self, cell: int) -> bool:
-        return any(cell in cells for cells in self.m.cross_cells) and self.system.owners[cell][1] in {
+        return any(cell in cells for cells in self.m.cells) and self.system.owners[cell][1] in {
             u for u, _ in self.m.targets if self.m.demand.structure.names[u] is None
         }
 
@@ -207,8 +207,8 @@ class Writer:
     def kernels(self) -> list[Line]:
         """The NNGP, and the NTK's term of each parameter."""
         lines = []
-        several = len(self.m.targets) > 1 or any(len(c) > 1 for c in self.m.cross_cells)
-        for k, cells in enumerate(self.m.cross_cells):
+        several = len(self.m.targets) > 1 or any(len(c) > 1 for c in self.m.cells)
+        for k, cells in enumerate(self.m.cells):
             name = "NNGP" if len(self.m.targets) == 1 else f"NNGP{k + 1}"
             for cell in cells.tolist()[: 4 if several else 1]:
                 rhs = self.rhs(cell)[0] if self.is_output(cell) else self.cell(cell)

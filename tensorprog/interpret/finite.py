@@ -18,7 +18,6 @@ from tensorprog.ir import (
     Bias,
     BiasVector,
     Coef,
-    Dim,
     Gather,
     InputVector,
     LinComb,
@@ -35,25 +34,35 @@ from tensorprog.ir import (
     Weight,
     fan,
 )
-from tensorprog.program import Program
+from tensorprog.program import Program, is_concrete
 
 Params = dict[str, jax.Array]
+
+_FROM_INIT = "take them from tp.init(program, key, width) of this program"
 
 
 def init(program: Program, key: jax.Array, width: int | Mapping[str, int]) -> Params:
     """Parameters of the finite network: θ ~ N(0, var/scale²) by name (standard normals at the default scale).
 
-    Shapes: weights (*sites, *window, rows, cols), biases (*sites, n). Each parameter's key is derived from its name, so
-    adding a parameter does not change the others. `width` is one int (times each width's ratio) or one for each name.
+    Shapes: weights (*sites, *window, rows, cols), biases (*sites, n), in JAX's default float dtype; `apply` casts them
+    to the inputs' dtype. Each parameter's key is derived from its name, so adding one does not change the others.
+    `width` is one int (times each width's ratio) or one for each name, {"n": 1024}.
 
-    **Raises:** `ProgramError` for a width below 1 or a name that is missing.
+    **Raises:** `ProgramError` for a width below 1 or a name that is missing, and for what is no random key.
+
+    ```python
+    >>> import jax, tensorprog as tp
+    >>> params = tp.init(tp.nets.ZOO["mlp"], jax.random.key(0), width=8)
+    >>> params["W1"].shape, params["b1"].shape
+    ((8, 4), (8,))
+
+    ```
     """
     structure = require_program(program, "init").structure
     sizes = widths(program, width)
     dtype = jnp.result_type(float)
     params = {}
     for parameter in structure.parameters:
-        name_key = jax.random.fold_in(key, zlib.crc32(parameter.name.encode()) & 0x7FFFFFFF)
         dims = (parameter.dim,) if isinstance(parameter, Bias) else (parameter.rows, parameter.cols)
         window = () if isinstance(parameter, Bias) else parameter.window
         shape = (*parameter.sites, *window, *(d if isinstance(d, int) else sizes[d] for d in dims))
@@ -62,8 +71,16 @@ def init(program: Program, key: jax.Array, width: int | Mapping[str, int]) -> Pa
             deviation = jnp.where(var > 0, 1.0, 0.0).astype(dtype)
         else:
             deviation = _safe_sqrt(var) / jnp.asarray(program.leaves[parameter.scale.index], dtype)
-        params[parameter.name] = deviation * jax.random.normal(name_key, shape, dtype)
+        params[parameter.name] = deviation * jax.random.normal(_named_key(key, parameter.name), shape, dtype)
     return params
+
+
+def _named_key(key: jax.Array, name: str) -> jax.Array:
+    """A parameter's own key."""
+    try:
+        return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
+    except (TypeError, ValueError) as error:
+        raise bad_argument("key", f"{key!r} is no random key ({error})", "give jax.random.key(0)") from None
 
 
 def widths(program: Program, width: int | Mapping[str, int]) -> dict[str, int]:
@@ -71,17 +88,18 @@ def widths(program: Program, width: int | Mapping[str, int]) -> dict[str, int]:
 
     **Raises:** `ProgramError` for a width below 1 or a name that is missing.
     """
-    names = [name for name, _ in program.structure.widths]
+    named = program.structure.widths
     if isinstance(width, Mapping):
-        missing = [name for name in names if name not in width]
+        missing = [name for name, _ in named if name not in width]
         if missing:
             raise bad_argument("width", f"no size for {', '.join(missing)}", "give a size for each width, or one int")
-        sizes = {name: width[name] for name in names}
+        sizes = {name: width[name] for name, _ in named}
     else:
-        ratios = {name: float(program.leaves[num.index]) for name, num in program.structure.widths}
         if isinstance(width, bool) or not isinstance(width, int | np.integer):
             raise bad_argument("width", f"{width!r} is no size", "give a positive int, or {name: int}")
-        sizes = {name: round(int(width) * ratios[name]) for name in names}
+        if not all(is_concrete(program.leaves[num.index]) for _, num in named):
+            raise bad_argument("width", "a width's ratio has no value yet, so it has no size", "give {name: int}")
+        sizes = {name: round(int(width) * float(program.leaves[num.index])) for name, num in named}
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise bad_argument("width", f"the size of {name} is {size!r}", "give a positive int")
@@ -93,9 +111,11 @@ def apply(program: Program, params: Mapping[str, jax.Array], x: Any = None, *, a
 
     W = scale·θ/√fan and b = scale·θ + mean are formed inside (NTK parameterization). x is (N, *sites, features), or a
     tuple for several inputs. A readout over sites S gives (N, *S) for one row, (N, *S, k) for k rows; a wide vector
-    (N, *S, n); a scalar (N, *S); a tuple of outputs a tuple. `at` names another vector or scalar of the listing.
+    (N, *S, n); a scalar (N, *S); a tuple of outputs a tuple; a program without inputs the same without N. `at` names
+    another vector or scalar of the listing. The dtype is the inputs' (integers: the default float dtype), and
+    parameters and numbers are cast to it; without inputs it is the parameters'.
 
-    **Raises:** `ProgramError` for data that do not fit, parameters that are missing, an unknown name.
+    **Raises:** `ProgramError` for data that do not fit, parameters that are missing or of other shapes, unknown names.
     """
     structure = require_program(program, "apply").structure
     outputs = structure.outputs
@@ -105,9 +125,7 @@ def apply(program: Program, params: Mapping[str, jax.Array], x: Any = None, *, a
             known = ", ".join(n for n in structure.names if n is not None)
             raise bad_argument("at", f"the program has no {at!r}", f"its names are {known}")
         outputs = (position,)
-    missing = [p.name for p in structure.parameters if p.name not in params]
-    if missing:
-        raise bad_argument("params", f"no {', '.join(missing)}", "take them from tp.init(program, key, width)")
+    _check_params(structure, params)
     arrays = batch(structure, x, "x")
     if not arrays:
         results = run(program, params, (), outputs)
@@ -116,16 +134,41 @@ def apply(program: Program, params: Mapping[str, jax.Array], x: Any = None, *, a
     return results[0] if at is not None or structure.single else results
 
 
+def _check_params(structure: Structure, params: Any) -> None:
+    """Every parameter is there, with its fixed dimensions, and each width has one size."""
+    if not isinstance(params, Mapping):
+        raise bad_argument(
+            "params", f"{type(params).__name__} is no mapping", "take them from tp.init(program, key, width)"
+        )
+    missing = [p.name for p in structure.parameters if p.name not in params]
+    if missing:
+        raise bad_argument("params", f"no {', '.join(missing)}", _FROM_INIT)
+    sizes: dict[str, int] = {}
+    for parameter in structure.parameters:
+        dims = (parameter.dim,) if isinstance(parameter, Bias) else (*parameter.window, parameter.rows, parameter.cols)
+        wanted = (*parameter.sites, *dims)
+        shape = np.shape(params[parameter.name])
+        fits = len(shape) == len(wanted) and all(
+            size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim)
+            for size, dim in zip(shape, wanted, strict=True)
+        )
+        if not fits:
+            text = " × ".join(f"{d} = {sizes[d]}" if d in sizes else str(d) for d in wanted)
+            raise bad_argument(
+                "params", f"{parameter.name} has shape {shape}, the program's is {text}",
+                _FROM_INIT,
+            )  # fmt: skip
+
+
 def run(
     program: Program, params: Mapping[str, jax.Array], inputs: tuple[jax.Array, ...], outputs: tuple[int, ...]
 ) -> tuple[jax.Array, ...]:
     """The given instructions' values for one example."""
     structure = program.structure
-    values: dict[int, jax.Array] = {}
-    evaluator = _Evaluator(program, params, values)
+    evaluator = _Evaluator(program, params, inputs)
     for position in reached(structure, outputs):
-        values[position] = evaluator.instruction(position, inputs)
-    return tuple(_output(structure, position, values[position]) for position in outputs)
+        evaluator.values[position] = evaluator.instruction(position)
+    return tuple(_output(structure, position, evaluator.values[position]) for position in outputs)
 
 
 def _output(structure: Structure, position: int, value: jax.Array) -> jax.Array:
@@ -142,11 +185,12 @@ def _safe_sqrt(value: jax.Array) -> jax.Array:
 class _Evaluator:
     """The values of one example's instructions, in program order."""
 
-    def __init__(self, program: Program, params: Mapping[str, jax.Array], values: dict[int, jax.Array]):
+    def __init__(self, program: Program, params: Mapping[str, jax.Array], inputs: tuple[jax.Array, ...]):
         self.structure, self.leaves = program.structure, program.leaves
-        self.params, self.values = params, values
-        arrays = [*params.values()]
-        self.dtype = jnp.result_type(*arrays) if arrays else jnp.result_type(float)
+        self.params, self.inputs = params, inputs
+        self.values: dict[int, jax.Array] = {}
+        own = [params[p.name] for p in program.structure.parameters]
+        self.dtype = jnp.result_type(*(inputs or own or [float]))
 
     def number(self, num: Num) -> jax.Array:
         return jnp.asarray(self.leaves[num.index], self.dtype)
@@ -162,23 +206,23 @@ class _Evaluator:
             return self.number(parameter.scale)
         return _safe_sqrt(self.number(parameter.var))
 
-    def size(self, dim: Dim, vector: jax.Array) -> int:
-        return dim if isinstance(dim, int) else vector.shape[-1]
+    def parameter(self, name: str) -> jax.Array:
+        return jnp.asarray(self.params[name], self.dtype)
 
     def matmul(self, weight: Weight, x: jax.Array, transposed: bool) -> jax.Array:
-        theta = self.params[weight.name]
+        theta = self.parameter(weight.name)
         cols = fan(weight) if isinstance(weight.cols, int) else fan(weight) * theta.shape[-1]
         product = x @ (theta if transposed else theta.T)
         return product * (self.scale(weight) / math.sqrt(cols))
 
-    def instruction(self, position: int, inputs: tuple[jax.Array, ...]) -> jax.Array:
+    def instruction(self, position: int) -> jax.Array:
         structure, values = self.structure, self.values
         match structure.instructions[position]:
             case InputVector(input=index):
-                return inputs[index].astype(jnp.result_type(inputs[index].dtype, self.dtype))
+                return self.inputs[index]
             case BiasVector(bias=index):
                 bias = structure.biases[index]
-                centred = self.scale(bias) * self.params[bias.name]
+                centred = self.scale(bias) * self.parameter(bias.name)
                 return centred if bias.mean is None else centred + self.number(bias.mean)
             case MatMul(weight=weight, x=x, transposed=transposed):
                 return self.matmul(structure.weights[weight], values[x], transposed)
@@ -195,7 +239,7 @@ class _Evaluator:
                 return self.pointwise(fn, numbers, vectors, scalars, None).mean(-1)
             case ScalarFn(fn=fn, numbers=numbers, scalars=scalars):
                 arguments = [self.scalar(s) for s in scalars]
-                return fn(*arguments, numbers=tuple(self.number(n) for n in numbers))
+                return jnp.asarray(fn(*arguments, numbers=tuple(self.number(n) for n in numbers)), self.dtype)
             case _ as never:
                 assert_never(never)
 
@@ -218,11 +262,11 @@ class _Evaluator:
         arguments = [self.values[v] for v in vectors] + [self.scalar(s)[..., None] for s in scalars]
         arguments = jnp.broadcast_arrays(*arguments)
         values = tuple(self.number(n) for n in numbers)
-        if over is None:
-            shape = arguments[0].shape
-            mapped = jax.vmap(lambda *coordinate: fn(*coordinate, numbers=values))
-            return mapped(*(a.reshape(-1) for a in arguments)).reshape(shape)
-        return _over(lambda *a: fn(*a, numbers=values), arguments, over)
+        # What a function returns may have a dtype of its own: a comparison, an array in double precision inside it.
+        held = lambda *coordinate: jnp.asarray(fn(*coordinate, numbers=values), self.dtype)
+        if over is not None:
+            return _over(held, arguments, over)
+        return jax.vmap(held)(*(a.reshape(-1) for a in arguments)).reshape(arguments[0].shape)
 
 
 def _over(fn: Any, arguments: list[jax.Array], over: tuple[int, ...]) -> jax.Array:
@@ -236,7 +280,5 @@ def _over(fn: Any, arguments: list[jax.Array], over: tuple[int, ...]) -> jax.Arr
     result = result.reshape(*lead, *result.shape[1:])
     if result.ndim == len(lead):
         return result
-    order = np.argsort([*rest, sites, *over])
-    return jnp.transpose(result, order)
-
-
+    order = np.argsort([*rest, sites, *over])  # the axis at each place of the result, sites in their old order
+    return jnp.transpose(result, tuple(order.tolist()))

@@ -8,7 +8,7 @@ monomials in the program's numbers, known by their position in a registry and ev
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
@@ -246,9 +246,7 @@ class Linear:
                 return result
             case Gather(xs=xs, source=source):
                 result = []
-                for x, mine, own in self.parts(xs, source.array.reshape(-1)[sites]):
-                    # Where a site is another vector's, the coefficient is 0.
-                    ids = coef if mine.all() else np.where(mine, coef, self.monomials.zero)
+                for x, own, ids in self.read(xs, source.array.reshape(-1)[sites], coef):
                     result += self.form(x, own, ids, top=False)
                 return result
             case SiteSum(x=x, axes=axes):
@@ -277,9 +275,8 @@ class Linear:
                     result += self.constant(x, self.broadcast(x, shape)[sites], here(own), top=False)
                 return result
             case Gather(xs=xs, source=source):
-                flat, result = source.array.reshape(-1)[sites], []
-                for x, mine, own in self.parts(xs, flat):
-                    ids = coef if mine.all() else np.where(mine, coef, self.monomials.zero)
+                result = []
+                for x, own, ids in self.read(xs, source.array.reshape(-1)[sites], coef):
                     result += self.constant(x, own, ids, top=False)
                 return result
             case SiteSum(x=x, axes=axes):
@@ -287,6 +284,19 @@ class Linear:
                 return self.constant(x, below, wide, top=False)
             case _:
                 return []
+
+    def read(self, xs: tuple[int, ...], source: np.ndarray, coef: Ids) -> Iterator[tuple[int, np.ndarray, Ids]]:
+        """Of vectors laid end to end, each that is read at (P, r) places: its own sites and coefficients there.
+
+        Where a place is another vector's the coefficient is 0; columns that are another's for all P are left out.
+        """
+        for x, mine, own in self.parts(xs, source):
+            if mine.all():
+                yield x, own, coef
+                continue
+            columns = mine.any(axis=0)
+            ids = np.where(mine, coef, self.monomials.zero)
+            yield x, own[:, columns], ids[:, columns]
 
     def parts(self, xs: tuple[int, ...], source: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """Of vectors laid end to end: each one that is read, where it is read, and its own flat sites there."""

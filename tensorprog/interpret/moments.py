@@ -24,23 +24,36 @@ Array = jax.Array
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Alone:
+    """What is known of each input by itself: same-input cells and bounds, (cells, n), and sides of expectations."""
+
+    value: Array
+    error: Array | None
+    sides: list[Any]
+
+
 @dataclass(frozen=True)
 class Context:
-    """What the equations of one evaluation read besides the buffer."""
+    """What the equations of one evaluation read besides the buffer; `left` and `right` in the crossing system only.
+
+    `matched` takes each input with itself, (n,) in place of all pairs (n1, n2); `valid` marks the pairs that are wanted.
+    """
 
     inputs: tuple[tuple[Array, ...], tuple[Array, ...]]
     monomials: Array
-    seeds: Array | None
-    left: Array | None = None
-    right: Array | None = None
-    left_error: Array | None = None
-    right_error: Array | None = None
+    seeds: Array | None = None
+    left: Alone | None = None
+    right: Alone | None = None
     valid: Array | None = None
-    equal: Array | None = None
+    matched: bool = False
 
-    @property
-    def crossing(self) -> bool:
-        return self.left is not None
+    def spread(self, array: Array, side: str) -> Array:
+        """Same-input quantities (m, n, …) of one side against pairs (m, n1, n2, …), or matched ones (m, n, …)."""
+        if self.matched:
+            return array
+        return array[:, :, None] if side == "left" else array[:, None]
 
 
 @jax.tree_util.register_dataclass
@@ -147,45 +160,51 @@ def _numbers(group: Group, ids: Any, monomials: Array) -> tuple[Array, ...]:
     return tuple(monomials[own[..., k]] for k in range(ids.shape[-1]))
 
 
-def _mapped(group: Group, call: Any, arguments: Sequence[Array], *numbers: tuple[Array, ...]) -> Any:
-    """call(*arguments, *numbers), mapped over the group's equations where they have numbers of their own."""
-    if group.uniform:
-        return call(*arguments, *numbers)
-    axes = (*(0 for _ in arguments), *(tuple(0 for _ in n) for n in numbers))
-    return jax.vmap(call, in_axes=axes)(*arguments, *numbers)
+def _mapped(group: Group, call: Any, arguments: Sequence[Array], *more: Any) -> Any:
+    """call(*arguments, *more), mapped over the group's equations where they have numbers of their own."""
+    return call(*arguments, *more) if group.uniform else jax.vmap(call)(*arguments, *more)
 
 
 def _pair(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
     _, phi, psi = group.form  # type: ignore[misc]
     cov = buffer.value[arrays["cov"]]
-    if context.left is not None and context.right is not None:
-        a, b = context.left[arrays["left"]][:, :, None], context.right[arrays["right"]][:, None, :]
+    given = None
+    if context.left is None or context.right is None:
+        a, b = buffer.value[arrays["left"]], buffer.value[arrays["right"]]
+    else:
+        a = context.spread(context.left.value[arrays["left"]], "left")
+        b = context.spread(context.right.value[arrays["right"]], "right")
+        if "left_line" in arrays:
+            given = tuple(
+                jax.tree.map(lambda x: context.spread(x[arrays[f"{side}_line"]], side), known.sides[index])  # noqa: B023
+                for side, known, index in (
+                    ("left", context.left, group.tables[0]), ("right", context.right, group.tables[1])
+                )
+            )  # fmt: skip
         if context.valid is not None:
             cov = jnp.where(context.valid, cov, 0.0)
-        if context.equal is not None:
-            # One Gaussian at one input: its covariance with itself is its variance, to the last bit.
-            itself = jnp.asarray(arrays["left"] == arrays["right"])[:, None, None]
-            cov = jnp.where(context.equal & itself, a, cov)
-    else:
-        a, b = buffer.value[arrays["left"]], buffer.value[arrays["right"]]
+    itself = jnp.asarray(arrays["left"] == arrays["right"])[:, None] if context.matched else None
     numbers = [_numbers(group, arrays[name], context.monomials) for name in ("phi_numbers", "psi_numbers")]
-    need = buffer.error is not None
-    moved = partial(_perturbed, context, buffer, arrays, (a, b, cov)) if need else None
-    return _expectation(
-        group, base.expect_error if need else base.expect, (phi, psi), (a, b, cov), numbers, buffer, arrays["cov"], moved
-    )
+    roads = partial(base.expect_slope, phi, psi), partial(base.expect_error, phi, psi)
+    # What one Gaussian is with itself is done below; here it is made harmless.
+    apart = cov if itself is None else jnp.where(itself, 0.0, cov)
+    moved = [] if buffer.error is None else _perturbed(context, buffer, arrays, (a, b, apart))
+    result = _expectation(group, roads, [(a, b, apart), *moved], numbers, buffer, arrays["cov"], given)
+    if itself is None:
+        return result
+    roads = partial(base.expect_one_slope, phi, psi), partial(base.expect_one_error, phi, psi)
+    moved = [(a + context.left.error[arrays["left"]],)] if context.left and context.left.error is not None else []
+    alike = _expectation(group, roads, [(a,), *moved], numbers, buffer, arrays["cov"])
+    return tuple(None if x is None else jnp.where(itself, x, y) for x, y in zip(alike, result, strict=True))  # type: ignore[return-value]
 
 
 def _one(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
     _, phi, psi = group.form  # type: ignore[misc]
     var = buffer.value[arrays["var"]]
     numbers = [_numbers(group, arrays[name], context.monomials) for name in ("phi_numbers", "psi_numbers")]
-    need = buffer.error is not None
-    moved = (lambda: [(var + buffer.error[arrays["var"]],)]) if buffer.error is not None else None
-    return _expectation(
-        group, base.expect_one_error if need else base.expect_one, (phi, psi), (var,), numbers, buffer, arrays["var"],
-        moved,
-    )  # fmt: skip
+    moved = [] if buffer.error is None else [(var + buffer.error[arrays["var"]],)]
+    roads = partial(base.expect_one_slope, phi, psi), partial(base.expect_one_error, phi, psi)
+    return _expectation(group, roads, [(var,), *moved], numbers, buffer, arrays["var"])
 
 
 def _mean(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
@@ -206,9 +225,10 @@ def _perturbed(
     assert buffer.error is not None, "errors are being propagated"
     a, b, cov = arguments
     by = jnp.minimum(buffer.error[arrays["cov"]], jnp.abs(cov))
-    if context.left_error is not None and context.right_error is not None:
-        da = context.left_error[arrays["left"]][:, :, None]
-        db = context.right_error[arrays["right"]][:, None, :]
+    if context.left is not None and context.right is not None:
+        assert context.left.error is not None and context.right.error is not None, "errors come with errors"
+        da = context.spread(context.left.error[arrays["left"]], "left")
+        db = context.spread(context.right.error[arrays["right"]], "right")
     else:
         da, db = buffer.error[arrays["left"]], buffer.error[arrays["right"]]
     return [(a, b, cov - jnp.sign(cov) * by), (a + da, b, cov), (a, b + db, cov)]
@@ -216,35 +236,38 @@ def _perturbed(
 
 def _expectation(
     group: Group,
-    expect: Any,
-    functions: tuple[Any, Any],
-    arguments: tuple[Array, ...],
+    roads: tuple[Any, Any],
+    arguments: Sequence[tuple[Array, ...]],
     numbers: Sequence[tuple[Array, ...]],
     buffer: Buffer,
     cell: Any,
-    moved: Any,
+    given: Any = None,
 ) -> Result:
-    """A pair expectation, its tangent E φ′ψ′ · (tangent of the covariance), and bounds on both."""
-    derivatives = tuple(base.derivative(f) for f in functions)
+    """A pair expectation, its tangent E φ′ψ′ · (tangent of the covariance), and bounds on both.
 
-    def with_error(pair: tuple[Any, Any]) -> tuple[Array, Array]:
-        call = partial(expect, *pair)
-        value, own = _mapped(group, call, arguments, *numbers)
-        for other in moved():
-            own = own + jnp.abs(_mapped(group, call, other, *numbers)[0] - value)
-        return value, own
+    `roads` give value and slope together, and the value alone; `arguments` are followed by moved ones, whose difference
+    in the result is what the arguments' own errors do.
+    """
+    both, alone = roads
+    need = buffer.error is not None
+    known = () if given is None else (given,)
+    if buffer.tangent is None:
+        value, error = _mapped(group, alone, arguments[0], *numbers, *known)
+        for other in arguments[1:]:
+            error = error + jnp.abs(_mapped(group, alone, other, *numbers)[0] - value)
+        return value, None, error if need else None, None
 
-    if moved is None:
-        value = _mapped(group, partial(expect, *functions), arguments, *numbers)
-        if buffer.tangent is None:
-            return value, None, None, None
-        slope = _mapped(group, partial(expect, *derivatives), arguments, *numbers)
-        return value, slope * buffer.tangent[cell], None, None
-    value, error = with_error(functions)
-    if buffer.tangent is None or buffer.tangent_error is None:
-        return value, None, error, None
-    slope, slope_error = with_error(derivatives)
+    def call(*everything: Any) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        (value, bound), (slope, slope_bound) = both(*everything)
+        return (value, slope), (bound(), slope_bound()) if need else (value, slope)
+
+    (value, slope), (error, slope_error) = _mapped(group, call, arguments[0], *numbers, *known)
     tangent = buffer.tangent[cell]
+    if buffer.tangent_error is None:
+        return value, slope * tangent, None, None
+    for other in arguments[1:]:
+        (moved, moved_slope), _ = _mapped(group, call, other, *numbers)
+        error, slope_error = error + jnp.abs(moved - value), slope_error + jnp.abs(moved_slope - slope)
     tangent_error = jnp.abs(slope) * buffer.tangent_error[cell] + slope_error * jnp.abs(tangent)
     return value, slope * tangent, error, tangent_error
 
@@ -272,17 +295,13 @@ def _product(group: Group, arrays: dict[str, Any], context: Context, buffer: Buf
 
 def _import(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
     side = group.form[1]  # type: ignore[index]
+    known = context.left if side == "left" else context.right
+    assert known is not None, "imports belong to the crossing system"
     shape = (arrays["source"].shape[0], *buffer.value.shape[1:])
-
-    def spread(source: Array | None) -> Array | None:
-        if source is None:
-            return None
-        rows = source[arrays["source"]]
-        return jnp.broadcast_to(rows[:, :, None] if side == "left" else rows[:, None, :], shape)
-
-    value = spread(context.left if side == "left" else context.right)
-    assert value is not None, "imports belong to the crossing system"
-    return value, None, spread(context.left_error if side == "left" else context.right_error), None
+    value = jnp.broadcast_to(context.spread(known.value[arrays["source"]], side), shape)
+    if buffer.error is None or known.error is None:
+        return value, None, None, None
+    return value, None, jnp.broadcast_to(context.spread(known.error[arrays["source"]], side), shape), None
 
 
 def _leaf(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
@@ -293,7 +312,7 @@ def _leaf(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer
         return x.reshape(x.shape[0], -1, x.shape[-1])[:, arrays[name]]
 
     left, right = sites(0, i, "left_sites"), sites(1, j, "right_sites")
-    form = "amd,bmd->mab" if context.crossing else "amd,amd->ma"
+    form = "amd,bmd->mab" if context.left is not None and not context.matched else "amd,amd->ma"
     scale = left.shape[-1]
     value = jnp.einsum(form, left, right, precision=HIGHEST) / scale
     error = None
@@ -311,9 +330,8 @@ def _joint(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffe
         place = where[i][j]
         if context.left is None or context.right is None or place == "own":
             return buffer.value[cells[:, i, j]]
-        if place == "left":
-            return context.left[cells[:, i, j]][:, :, None]
-        return context.right[cells[:, i, j]][:, None, :]
+        known = context.left if place == "left" else context.right
+        return context.spread(known.value[cells[:, i, j]], place)
 
     shape = (cells.shape[0], *buffer.value.shape[1:])
     rows = [jnp.stack([jnp.broadcast_to(entry(i, j), shape) for j in range(count)], -1) for i in range(count)]

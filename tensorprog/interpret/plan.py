@@ -9,11 +9,14 @@ again, so a network of a hundred layers needs a handful.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
+import jax
 import numpy as np
 
+from tensorprog.functions import base
+from tensorprog.functions.base import Elementwise
 from tensorprog.interpret.equations import (
     UNIT,
     ZERO,
@@ -42,6 +45,7 @@ class Group:
     form: Hashable
     arrays: dict[str, Array]
     uniform: bool
+    tables: tuple[int, int] | None = None
 
     def __hash__(self) -> int:
         return id(self)
@@ -70,6 +74,44 @@ class Plan:
         return np.array([place[int(cell)] for cell in cells.reshape(-1)], dtype=np.int32).reshape(cells.shape)
 
 
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What series and quadrature know of each input by itself, made once an input: for each function, the variance cells
+    and numbers that it is met with. `rows` finds a line of a function's table."""
+
+    rows: dict[Elementwise, dict[tuple[int, ...], int]]
+
+    @staticmethod
+    def of(system: System) -> Tables:
+        rows: dict[Elementwise, dict[tuple[int, ...], int]] = {}
+        for e in system.equations:
+            if isinstance(e, PairEq) and base.general_road(e.phi, e.psi):
+                for fn, cells, numbers in ((e.phi, e.left, e.phi_numbers), (e.psi, e.right, e.psi_numbers)):
+                    table = rows.setdefault(fn, {})
+                    for line in np.column_stack([cells, numbers]).tolist():
+                        table.setdefault(tuple(line), len(table))
+        return Tables(rows)
+
+    def find(self, fn: Elementwise, cells: Array, numbers: Array) -> Array:
+        return np.array([self.rows[fn][tuple(line)] for line in np.column_stack([cells, numbers]).tolist()])
+
+    def sides(self, same: Plan, values: jax.Array, monomials: jax.Array, *, slope: bool) -> list[Any]:
+        """The tables for n inputs, leading axes (lines, n), in the order of `rows`."""
+        found = []
+        for fn, lines in self.rows.items():
+            cells, *numbers = np.array(list(lines)).T
+            variances = values[same.kept(cells)]
+            if numbers:
+                own = tuple(monomials[ids] for ids in numbers)
+                found.append(jax.vmap(lambda a, *n, fn=fn: base.sides(fn, a, n, slope=slope))(variances, *own))
+            else:
+                found.append(base.sides(fn, variances, slope=slope))
+        return found
+
+    def index(self, fn: Elementwise) -> int:
+        return list(self.rows).index(fn)
 
 
 def form_and_arrays(equation: Equation) -> tuple[Hashable, dict[str, Array]]:
@@ -188,22 +230,23 @@ def _rows(merged: list[list[tuple[Hashable, dict[str, Array]]]], system: str, ke
     return row_of, count
 
 
-def plan(system: System, keep: Array, exported: Plan | None = None) -> Plan:
-    """Plan a system. `keep` are the cells wanted at the end; `exported` the same-input plan whose kept cells are read."""
+def plan(system: System, keep: Array, exported: Plan | None = None, tables: Tables | None = None) -> Plan:
+    """Plan a system. `keep` are the cells wanted at the end; the crossing system reads the kept cells of the same-input
+    plan `exported`, and `tables`."""
     keep = np.unique(keep).astype(np.int64)
     merged = [_merge(level) for level in levels(system)]
     row_of, count = _rows(merged, system.name, keep)
     rows = np.zeros(len(system.owners), dtype=np.int64)
     for cell, row in row_of.items():
         rows[cell] = row
-    ready = [tuple(_resolve(f, a, system.name, rows, exported) for f, a in level) for level in merged]
+    ready = [tuple(_resolve(f, a, system.name, rows, exported, tables) for f, a in level) for level in merged]
     signatures = [tuple((g.form, g.uniform) for g in level) for level in ready]
     steps: list[tuple[Group, ...] | Run] = []
     start = 0
     while start < len(ready):
         period, repeats = _repeats(signatures, start)
         if repeats * period > 3 and repeats > 1:
-            steps.append(_roll(ready[start : start + period * repeats], period, repeats, exported))
+            steps.append(_roll(ready[start : start + period * repeats], period, repeats))
         else:
             period, repeats = 1, 1
             steps.append(ready[start])
@@ -212,7 +255,7 @@ def plan(system: System, keep: Array, exported: Plan | None = None) -> Plan:
 
 
 def _resolve(
-    form: Hashable, arrays: dict[str, Array], system: str, rows: Array, exported: Plan | None
+    form: Hashable, arrays: dict[str, Array], system: str, rows: Array, exported: Plan | None, tables: Tables | None
 ) -> Group:
     """Cells to rows of this system's buffer, or to positions among the same-input system's kept cells."""
     assert isinstance(form, tuple), "a form is a tuple"
@@ -223,6 +266,9 @@ def _resolve(
     if form[0] == "pair":
         for name in ("left", "right"):
             result[name] = rows[arrays[name]] if exported is None else exported.kept(arrays[name])
+        if tables is not None and base.general_road(*form[1:]):
+            result["left_line"] = tables.find(form[1], arrays["left"], arrays["phi_numbers"])
+            result["right_line"] = tables.find(form[2], arrays["right"], arrays["psi_numbers"])
     if form[0] == "import":
         assert exported is not None, "imports are read from the same-input system"
         result["source"] = exported.kept(arrays["source"])
@@ -230,7 +276,8 @@ def _resolve(
         result["joint"] = _resolve_joint(form[6], arrays["joint"], rows, exported)
     numbers = [a for name, a in arrays.items() if name.endswith("numbers")]
     uniform = all((a == a[:1]).all() for a in numbers)
-    return Group(form, {name: a.astype(np.int32) for name, a in result.items()}, uniform)
+    which = (tables.index(form[1]), tables.index(form[2])) if tables and "left_line" in result else None
+    return Group(form, {name: a.astype(np.int32) for name, a in result.items()}, uniform, which)
 
 
 def _resolve_joint(where: tuple[tuple[str, ...], ...], cov: Array, rows: Array, exported: Plan | None) -> Array:
@@ -243,7 +290,7 @@ def _resolve_joint(where: tuple[tuple[str, ...], ...], cov: Array, rows: Array, 
     return result
 
 
-def _roll(ready: list[tuple[Group, ...]], period: int, repeats: int, exported: Plan | None) -> Run:
+def _roll(ready: list[tuple[Group, ...]], period: int, repeats: int) -> Run:
     """Stack the arrays of equal levels over the repeats, shorter ones filled up."""
     rolled = []
     for offset in range(period):
@@ -251,13 +298,13 @@ def _roll(ready: list[tuple[Group, ...]], period: int, repeats: int, exported: P
         for position in range(len(ready[offset])):
             members = [ready[offset + period * r][position] for r in range(repeats)]
             names = members[0].arrays.keys()
-            stacked = {name: _filled([m.arrays[name] for m in members], name, exported) for name in names}
-            level.append(Group(members[0].form, stacked, members[0].uniform))
+            stacked = {name: _filled([m.arrays[name] for m in members], name) for name in names}
+            level.append(replace(members[0], arrays=stacked))
         rolled.append(tuple(level))
     return Run(tuple(rolled), repeats)
 
 
-def _filled(arrays: list[Array], name: str, exported: Plan | None) -> Array:
+def _filled(arrays: list[Array], name: str) -> Array:
     """One array over repeats: sums filled up with zeros, equations with ones that are harmless and write to no cell."""
     shape = tuple(max(a.shape[axis] for a in arrays) for axis in range(arrays[0].ndim))
     result = []

@@ -16,7 +16,7 @@ from tensorprog.functions.base import method
 from tensorprog.gia import forward_transposes, readout_findings
 from tensorprog.interpret.equation_text import Family, Writer, families
 from tensorprog.interpret.equations import PairEq
-from tensorprog.interpret.moments import Buffer
+from tensorprog.interpret.moments import Alone, Buffer
 from tensorprog.interpret.system import Moments, cross_stage, moments, parameter_weights, same_stage
 from tensorprog.program import Program
 from tensorprog.show import Printer, number_text
@@ -99,7 +99,7 @@ class Recursion:
                 part = jnp.moveaxis(slope[:, cells], (0, 1), (-2, -1))
                 sites = (*value.shape[1:], *m.shape(k), *linear.sites(u), *linear.sites(v))
                 result[f"{letter}({own})"] = part.reshape(sites)
-        for k, cells in enumerate(m.cross_cells):
+        for k, cells in enumerate(m.cells):
             name = "NNGP" if len(m.targets) == 1 else f"NNGP{k + 1}"
             result[name] = jnp.moveaxis(value[cells], 0, -1).reshape(*value.shape[1:], *m.shape(k))
         return result
@@ -111,7 +111,7 @@ class Recursion:
         second = first if x2 is None else batch(structure, x2, "x2")
         m = self.moments
         leaves, weights = tuple(self.program.leaves), parameter_weights(self.program, "multiplier-std", None)
-        left, right = (_same(m, leaves, weights, x) for x in (first, second))
+        left, right = (_same(m, leaves, x) for x in (first, second))
         rows = []
         for equation in m.demand.cross.equations:
             if not isinstance(equation, PairEq):
@@ -125,7 +125,7 @@ class Recursion:
             rows.append(f"C({own}) = V_{equation.phi.name}   {spread}   {method(equation.phi, equation.psi)}")
         found = _bounded(m, leaves, weights, first, second, left, right)
         assert found.error is not None, "errors were asked for"
-        for k, cells in enumerate(m.cross_cells):
+        for k, cells in enumerate(m.cells):
             kept = m.cross.kept(cells)
             for name, value, error in (
                 ("NNGP", found.value[kept], found.error[kept]),
@@ -155,11 +155,11 @@ def _concrete(program: Program) -> tuple[Any, ...]:
     return tuple(leaves)
 
 
-_same = jax.jit(partial(same_stage, tangent=True, error=True), static_argnums=0)
+_same = jax.jit(partial(same_stage, slope=True, error=True), static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=0)
-def _bounded(m: Moments, leaves: Any, weights: Array, x1: Any, x2: Any, left: Buffer, right: Buffer) -> Buffer:
+def _bounded(m: Moments, leaves: Any, weights: Array, x1: Any, x2: Any, left: Alone, right: Alone) -> Buffer:
     return cross_stage(m, leaves, weights, x1, x2, left, right, None, tangent=True, error=True)
 
 
@@ -168,24 +168,34 @@ def _values(
     m: Moments, leaves: Any, weights: Array, x1: Any, x2: Any, *, alone: bool
 ) -> tuple[Array, tuple[Array, ...]]:
     """All crossing cells (cells, n1, n2), and for each target its D, (target cells, cells, n1, n2)."""
-    left, right = (same_stage(m, leaves, weights, x, tangent=False, error=False) for x in (x1, x2))
+    left, right = (same_stage(m, leaves, x, slope=True, error=False) for x in (x1, x2))
     n1, n2 = (x[0].shape[0] if x else 1 for x in (x1, x2))
-    equal = jnp.eye(n1, n2, dtype=bool) if alone else None
 
-    def tangents(deltas: Array) -> tuple[Array, Array]:
+    def tangents(deltas: Array, matched: bool = False) -> tuple[Array, Array]:
         found = cross_stage(
-            m, leaves, weights, x1, x2, left, right, None, tangent=True, error=False, equal=equal, deltas=deltas
+            m, leaves, weights, x1, x2, left, right, None, tangent=True, error=False, matched=matched, deltas=deltas
         )
         assert found.tangent is not None, "tangents were asked for"
         return found.tangent, found.value
 
-    zeros = jnp.zeros((len(m.demand.cross.owners), n1, n2), left.value.dtype)
-    tangent, pullback, value = jax.vjp(tangents, zeros, has_aux=True)
+    def slopes(matched: bool) -> tuple[Array, list[Array]]:
+        """Values of all cells, and the reverse pass of each target."""
+        batch = (n1,) if matched else (n1, n2)
+        zeros = jnp.zeros((len(m.demand.cross.owners), *batch), left.value.dtype)
+        tangent, pullback, value = jax.vjp(partial(tangents, matched=matched), zeros, has_aux=True)
 
-    def slope(row: Array) -> Array:
-        return pullback(jnp.zeros_like(tangent).at[row].set(1.0))[0]
+        def slope(row: Array) -> Array:
+            return pullback(jnp.zeros_like(tangent).at[row].set(1.0))[0]
 
-    return value, tuple(jax.lax.map(slope, jnp.asarray(m.cross.kept(c))) for c in m.cross_cells)
+        return value, [jax.lax.map(slope, jnp.asarray(m.cross.kept(c))) for c in m.cells]
+
+    value, found = slopes(matched=False)
+    if alone:
+        eye = jnp.eye(n1, dtype=bool)
+        exact, exact_slopes = slopes(matched=True)
+        value = jnp.where(eye, exact[..., None], value)
+        found = [jnp.where(eye, e[..., None], f) for e, f in zip(exact_slopes, found, strict=True)]
+    return value, tuple(found)
 
 
 def _tex(text: str) -> str:

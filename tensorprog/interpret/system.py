@@ -15,9 +15,9 @@ import numpy as np
 
 from tensorprog.errors import ProgramError, bad_argument
 from tensorprog.interpret.demand import Demand
-from tensorprog.interpret.equations import ImportEq, JointEq, PairEq, System
-from tensorprog.interpret.moments import Buffer, Context, evaluate
-from tensorprog.interpret.plan import Plan, plan
+from tensorprog.interpret.equations import UNIT, ZERO, ImportEq, JointEq, PairEq
+from tensorprog.interpret.moments import Alone, Buffer, Context, evaluate
+from tensorprog.interpret.plan import Plan, Tables, plan
 from tensorprog.ir import Bias, Parameter, Sites, Structure, fan
 from tensorprog.program import Program
 
@@ -34,8 +34,8 @@ class Moments:
     targets: Targets
     same: Plan
     cross: Plan
-    same_cells: tuple[np.ndarray, ...]
-    cross_cells: tuple[np.ndarray, ...]
+    cells: tuple[np.ndarray, ...]
+    tables: Tables
 
     def shape(self, target: int) -> Sites:
         u, v = self.targets[target]
@@ -58,18 +58,18 @@ def deep_recursion(instructions: int) -> Iterator[None]:
 def moments(structure: Structure, targets: Targets, *, everything: bool = False) -> Moments:
     """Demand and plan; with `everything` all crossing cells are kept, for `recursion`."""
     demand = Demand(structure)
-    same_cells, cross_cells = [], []
+    cells = []
     with deep_recursion(len(structure.instructions)):
         for u, v in targets:
             pu, pv = (p.reshape(-1) for p in np.indices((demand.linear.size(u), demand.linear.size(v))))
-            cross_cells.append(demand.second_moment(demand.cross, u, v, pu, pv))
-            same_cells.append(demand.second_moment(demand.same, u, v, pu, pv))
+            cells.append(demand.second_moment(demand.cross, u, v, pu, pv))
         while everything and _complete(demand):
             pass
-    read = [np.array([0, 1]), *same_cells, *(_exported(e) for e in demand.cross.equations)]
-    same = plan(demand.same, np.concatenate(read))
-    kept = np.arange(len(demand.cross.owners)) if everything else np.concatenate(cross_cells)
-    return Moments(demand, targets, same, plan(demand.cross, kept, same), tuple(same_cells), tuple(cross_cells))
+    exported = [np.array([ZERO, UNIT]), *(_exported(e) for e in demand.cross.equations)]
+    same = plan(demand.same, np.concatenate(exported))
+    tables = Tables.of(demand.cross)
+    kept = np.arange(len(demand.cross.owners)) if everything else np.concatenate(cells)
+    return Moments(demand, targets, same, plan(demand.cross, kept, same, tables), tuple(cells), tables)
 
 
 def _complete(demand: Demand) -> bool:
@@ -106,15 +106,13 @@ def seeds(m: Moments, monomials: Array, weights: Array) -> Array:
     return (factors.reshape(*factors.shape, *(1,) * (chosen.ndim - 2)) * chosen).sum(1)
 
 
-def same_stage(
-    m: Moments, leaves: Any, weights: Array, x: tuple[Array, ...], *, tangent: bool, error: bool
-) -> Buffer:
-    """The same-input system's kept cells, (cells, n)."""
+def same_stage(m: Moments, leaves: Any, x: tuple[Array, ...], *, slope: bool, error: bool) -> Alone:
+    """The same-input system; `slope` makes what the NTK needs as well."""
     dtype = _dtype(x)
     monomials = m.demand.linear.monomials.values(leaves, dtype)
-    context = Context((x, x), monomials, seeds(m, monomials, weights.astype(dtype)) if tangent else None)
-    n = x[0].shape[0] if x else 1
-    return evaluate(m.same, context, (n,), tangent=tangent, error=error)
+    context = Context((x, x), monomials)
+    found = evaluate(m.same, context, (x[0].shape[0] if x else 1,), tangent=False, error=error)
+    return Alone(found.value, found.error, m.tables.sides(m.same, found.value, monomials, slope=slope))
 
 
 def cross_stage(
@@ -123,21 +121,22 @@ def cross_stage(
     weights: Array,
     x1: tuple[Array, ...],
     x2: tuple[Array, ...],
-    left: Buffer,
-    right: Buffer,
+    left: Alone,
+    right: Alone,
     valid: Array | None,
     *,
     tangent: bool,
     error: bool,
-    equal: Array | None = None,
+    matched: bool = False,
     deltas: Array | None = None,
 ) -> Buffer:
-    """The crossing system's kept cells, (cells, n1, n2)."""
+    """The crossing system's kept cells, (cells, n1, n2) for all pairs; `matched`: (cells, n), each input with itself."""
     dtype = _dtype(x1)
     monomials = m.demand.linear.monomials.values(leaves, dtype)
     own = seeds(m, monomials, weights.astype(dtype)) if tangent else None
-    context = Context((x1, x2), monomials, own, left.value, right.value, left.error, right.error, valid, equal)
-    batch = (x1[0].shape[0] if x1 else 1, x2[0].shape[0] if x2 else 1)
+    context = Context((x1, x2), monomials, own, left, right, valid, matched)
+    n1, n2 = (x[0].shape[0] if x else 1 for x in (x1, x2))
+    batch = (n1,) if matched else (n1, n2)
     return evaluate(m.cross, context, batch, tangent=tangent, error=error, deltas=deltas)
 
 

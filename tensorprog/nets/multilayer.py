@@ -14,6 +14,11 @@ from tensorprog.tracing.values import Vector, nonlin
 Fn = Callable[[Any], Any]
 
 
+def _check_depth(x: Vector, depth: int) -> None:
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+        x.builder.fail(f"depth={depth!r}", "a net has a whole number of layers", "give a depth of at least 1")
+
+
 def mlp(
     x: Vector,
     *,
@@ -28,6 +33,7 @@ def mlp(
     Recursion: H^l = σ_w² C^{l-1} + σ_b², C^l = V_φ(H^l); D^{h^l} = D^{x^l} V_φ'(H^l), D^{x^{l-1}} = σ_w² D^{h^l}
     (Tensor Programs II, §3).
     """
+    _check_depth(x, depth)
     n = Width("n")
     h = weight("W1", n, x.features, var=var_w) @ x + bias("b1", n, var=var_b)
     for layer in range(2, depth + 1):
@@ -50,6 +56,7 @@ def mlp_tied(
     Layers are correlated: Cov(hˡ, hᵏ) = σ_w² E φ(hˡ⁻¹)φ(hᵏ⁻¹) + σ_b², and the NTK sums over all pairs of uses
     (Tensor Programs II, §5).
     """
+    _check_depth(x, depth)
     n = Width("n")
     w, b = weight("W", n, n, var=var_w), bias("b", n, var=var_b)
     h = weight("U", n, x.features, var=var_u) @ x + b
@@ -59,7 +66,13 @@ def mlp_tied(
 
 
 def mlp_two_widths(
-    x: Vector, *, fn: Fn = jax.nn.relu, ratio: Number = 0.5, var_w: Number = 2.0, var_b: Number = 0.1, var_v: Number = 1.0
+    x: Vector,
+    *,
+    fn: Fn = jax.nn.relu,
+    ratio: Number = 0.5,
+    var_w: Number = 2.0,
+    var_b: Number = 0.1,
+    var_v: Number = 1.0,
 ) -> Vector:
     """Hidden layers of widths n, m, n with m/n → `ratio`: in the limit the ratio drops out of both kernels."""
     n, m = Width("n"), Width("m", ratio=ratio)
@@ -82,8 +95,10 @@ def resnet_mlp(
 ) -> Vector:
     """x⁰ = Ux, xˡ = xˡ⁻¹ + a Wˡ φ(Vˡ xˡ⁻¹ + bˡ), f = v·x^depth/√n; a is `branch`.
 
-    Recursion: C^l = C^{l-1} + a² σ_w² V_φ(H^l), H^l = σ_w² C^{l-1} + σ_b²; D^{l-1} = D^l + σ_w² D^{h^l} (docs/theory.md).
+    Recursion: C^l = C^{l-1} + a² σ_w² V_φ(H^l), H^l = σ_w² C^{l-1} + σ_b²; D^{l-1} = D^l + σ_w² D^{h^l}
+    (docs/theory.md).
     """
+    _check_depth(x, depth)
     n = Width("n")
     stream = weight("U", n, x.features, var=var_u) @ x
     for layer in range(1, depth + 1):

@@ -17,6 +17,8 @@ Fn = Callable[[Any], Any]
 
 def _states(x: Vector, n: Width, fn: Fn, var_w: Number, var_u: Number, var_b: Number) -> list[Vector]:
     """s¹ = φ(U x¹ + b), sᵗ = φ(W sᵗ⁻¹ + U xᵗ + b), one W, U and b for all times."""
+    if not x.sites:
+        x.builder.fail(f"an RNN that reads {x.features} features", "there is no time", "give tp.Input(time, features)")
     w = weight("W", n, n, var=var_w)
     u = weight("U", n, x.features, var=var_u)
     b = bias("b", n, var=var_b)

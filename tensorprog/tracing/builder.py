@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import os
 import sys
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+import jaxlib
 import numpy as np
 
 from tensorprog.errors import Line, problem
 from tensorprog.gia import reached
 from tensorprog.ir import (
-    Bias, Input, Instruction, Lines, LinComb, Num, Parameter, ScalarRef, Sites, Structure, Type, Weight, operands,
+    Bias,
+    Input,
+    Instruction,
+    LinComb,
+    Lines,
+    Num,
+    ScalarRef,
+    Sites,
+    Structure,
+    Type,
+    Weight,
+    operands,
 )
+from tensorprog.program import as_leaf, is_concrete, refusal
 from tensorprog.show import expression
 
 Number = Any
 """A Python or NumPy number, a JAX array or a tracer."""
 
-_HERE = os.path.dirname(os.path.abspath(__file__))
 current: contextvars.ContextVar[Builder | None] = contextvars.ContextVar("trace in progress", default=None)
 
 
@@ -40,22 +55,46 @@ class Width:
         return hash(self.name)
 
 
-def user_line() -> Line | None:
-    """The innermost line on the stack that is not the tracer's own (architectures in `nets` count as the user's)."""
+# ---- whose line it is
+
+_PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
+_MACHINERY = (
+    f"{Path(__file__).parent}{os.sep}",
+    *(f"{Path(m.__file__ or '').parent}{os.sep}" for m in (jax, jaxlib, np)),
+)
+_STANDARD = tuple(f"{sysconfig.get_path(kind)}{os.sep}" for kind in ("stdlib", "platstdlib"))
+
+
+@functools.lru_cache(maxsize=4096)
+def is_machinery(file: str) -> bool:
+    """Whether a source file is the tracer's own, JAX's, NumPy's or Python's: nobody's line of a program."""
+    if file.startswith((*_MACHINERY, "<frozen")):
+        return True
+    return file.startswith(_STANDARD) and "site-packages" not in file and "dist-packages" not in file
+
+
+def user_line(*, outside_package: bool = False) -> Line | None:
+    """The innermost line on the stack that is somebody's program; the architectures of `nets` may count."""
     frame = sys._getframe(1)
-    while frame is not None and is_package_frame(frame.f_code.co_filename):
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not is_machinery(file) and not (outside_package and file.startswith(_PACKAGE)):
+            return Line(file, frame.f_lineno)
         frame = frame.f_back
-    return Line(frame.f_code.co_filename, frame.f_lineno) if frame is not None else None
+    return None
 
 
-def is_package_frame(file: str) -> bool:
-    """Whether a source file is the tracer's own."""
-    return os.path.dirname(file) == _HERE
+def failure(instruction: str, why: str, remedy: str) -> Exception:
+    """A ProgramError at the user's line; where an architecture of `nets` stands between, its line is named too."""
+    user, inner = user_line(outside_package=True), user_line()
+    if user is not None and inner is not None and inner != user:
+        instruction = f"{instruction} (in {inner})"
+    return problem(user or inner, instruction, why, remedy)
 
 
 def is_number(value: object) -> bool:
     """Whether a value can stand as a scalar or an array of scalars: numbers, NumPy and JAX arrays, tracers."""
-    return isinstance(value, int | float | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)
+    return isinstance(value, int | float | complex | np.generic | np.ndarray | jax.Array)
 
 
 class Builder:
@@ -70,6 +109,8 @@ class Builder:
         self.lines: list[Line | None] = []
         self.names: list[str | None] = []
         self.known: dict[Instruction, int] = {}
+        self.named: set[int] = set()  # positions whose names are the user's
+        self.shapes: dict[Any, Sites] = {}  # what calls of functions return, by function and argument shapes
         self.numbers: list[str] = []
         self.values: list[Number] = []
         self.widths: dict[str, tuple[Num, Number]] = {}
@@ -79,35 +120,37 @@ class Builder:
 
     # ---- numbers and instructions
 
-    def number(self, name: str, value: Number) -> Num:
-        """A new number of the program; a Python number is kept in double precision until an input's dtype is known."""
-        if not isinstance(value, jax.Array):
-            value = np.asarray(value, dtype=np.float64)
-        elif not jax.numpy.issubdtype(value.dtype, jax.numpy.inexact):
-            value = value.astype(float)
+    def number(self, name: str, value: Number, instruction: str | None = None) -> Num:
+        """A new number of the program, checked when it has a value."""
+        why = refusal(name, value)
+        if why is not None:
+            kind = name.rpartition(".")[2]
+            given = f"{kind}={value!r}: " if instruction else ""
+            self.fail(instruction or "an operation with a number", given + why, f"give {_WANTED.get(kind, _FINITE)}")
         self.numbers.append(name)
-        self.values.append(value)
+        self.values.append(as_leaf(value))
         return Num(len(self.values) - 1)
 
     def unnamed_number(self, value: Number, kind: str = "coef") -> Num:
-        count = sum(name.startswith(kind) for name in self.numbers)
+        """A coefficient, coef1, coef2, …, or an array that a function holds, lambda.1, …"""
+        count = sum(name.startswith(kind) and name[len(kind) :].isdigit() for name in self.numbers)
         return self.number(f"{kind}{count + 1}", value)
 
-    def emit(self, instruction: Instruction, type_: Type) -> int:
+    def emit(self, instruction: Instruction, type_: Type, line: Line | None = None) -> int:
         """The position of an instruction; one that is there already is not computed twice."""
         position = self.known.get(instruction)
         if position is None:
             position = self.known[instruction] = len(self.instructions)
             self.instructions.append(instruction)
             self.types.append(type_)
-            self.lines.append(user_line())
+            self.lines.append(line or user_line())
             self.names.append(None)
         return position
 
     def give_name(self, position: int, prefix: str) -> None:
         """The next free name g1, g2, … for an instruction that has none."""
         if self.names[position] is None:
-            taken = set(self.names)
+            taken = {*self.names, *self.parameter_lines, *self.input_names}
             count = sum(isinstance(n, str) and n[:1] == prefix and n[1:].isdigit() for n in self.names) + 1
             while f"{prefix}{count}" in taken:
                 count += 1
@@ -120,34 +163,39 @@ class Builder:
     # ---- declarations
 
     def width(self, width: Width) -> str:
+        """The name of a width, declared at its first use."""
+        what = f"Width({width.name!r}, ratio={width.ratio})"
+        if not isinstance(width.name, str) or not width.name:
+            self.fail(what, f"{width.name!r} is no name", "give a width a name, tp.Width('n')")
         if width.name not in self.widths:
-            self.widths[width.name] = (self.number(f"{width.name}.ratio", width.ratio), width.ratio)
+            if np.shape(width.ratio) != ():
+                self.fail(what, f"ratio has shape {np.shape(width.ratio)}", "give one number")
+            self.widths[width.name] = (self.number(f"{width.name}.ratio", width.ratio, what), width.ratio)
             return width.name
         known = self.widths[width.name][1]
-        if not is_traced(known) and not is_traced(width.ratio) and float(known) != float(width.ratio):
+        if is_concrete(known) and is_concrete(width.ratio) and float(known) != float(width.ratio):
             self.fail(
-                f"Width({width.name!r}, ratio={width.ratio})",
-                f"the width {width.name} was declared with ratio {known} before",
+                what, f"the width {width.name} was declared with ratio {known} before",
                 "give one ratio for a name, or another name",
-            )
+            )  # fmt: skip
         return width.name
 
-    def declare(self, parameter: Parameter) -> None:
-        if parameter.name in self.parameter_lines:
-            first = self.parameter_lines[parameter.name]
+    def claim(self, name: str, what: str) -> None:
+        """Take a parameter's name, which must be free."""
+        if not isinstance(name, str) or not name:
+            self.fail(what, f"{name!r} is no name", "give each parameter a name of its own")
+        if name in self.parameter_lines:
+            first = self.parameter_lines[name]
             self.fail(
-                f"{'weight' if isinstance(parameter, Weight) else 'bias'}({parameter.name!r}, …)",
-                f"{parameter.name!r} is declared already ({first}); each declaration is a new independent parameter",
+                what, f"{name!r} is declared already ({first}); each declaration is a new independent parameter",
                 "to share it, declare it once and use the value twice; else give it another name",
-            )
-        self.parameter_lines[parameter.name] = user_line()
-        if isinstance(parameter, Weight):
-            self.weights.append(parameter)
-        else:
-            self.biases.append(parameter)
+            )  # fmt: skip
+        if name in self.names:
+            self.fail(what, f"{name!r} is the name of a vector or scalar", "give it another name")
+        self.parameter_lines[name] = user_line()
 
     def fail(self, instruction: str, why: str, remedy: str) -> NoReturn:
-        raise problem(user_line(), instruction, why, remedy)
+        raise failure(instruction, why, remedy)
 
     # ---- the result
 
@@ -184,23 +232,22 @@ class Builder:
         return expression(self.structure((), True), self.values, position)
 
 
-def builder() -> Builder:
+_FINITE = "a finite real number, or a real array over sites"
+_WANTED = {
+    "var": "a variance that is at least 0",
+    "lr": "a learning rate that is at least 0",
+    "scale": "a positive scale; with var=0.0, scale=1.0 a parameter starts at 0 and learns",
+    "ratio": "a positive ratio",
+    "mean": "one finite number",
+}
+
+
+def builder(what: str = "a declaration") -> Builder:
     """The trace in progress."""
     in_progress = current.get()
     if in_progress is None:
-        raise problem(
-            user_line(), "a declaration outside a trace", "there is no program to declare it in",
+        raise failure(
+            f"{what} outside a trace", "there is no program to put it in",
             "write it inside the function that is given to tp.trace",
         )  # fmt: skip
     return in_progress
-
-
-def is_traced(value: object) -> bool:
-    """Whether a number has no value yet, because a JAX transformation is tracing it."""
-    if not isinstance(value, jax.Array):
-        return False
-    try:
-        np.asarray(value)
-    except jax.errors.TracerArrayConversionError:
-        return True
-    return False

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
-from tensorprog.ir import Bias, BiasVector, Coef, Dim, MatMul, Num, VectorType, Weight
+from tensorprog.ir import Bias, BiasVector, Coef, Dim, MatMul, Num, Sites, VectorType, Weight
+from tensorprog.program import is_concrete
 from tensorprog.show import dimension
-from tensorprog.tracing.builder import Builder, Number, Width, is_number, is_traced, builder
+from tensorprog.tracing.builder import Builder, Number, Width, builder, is_number
+from tensorprog.tracing.calls import same_builder
+from tensorprog.tracing.traced import Traced
 from tensorprog.tracing.values import Vector
 
 
-
-class Matrix:
+class Matrix(Traced):
     """A traced weight: `W @ x` is MatMul, `W.T @ y` MatMul with the transpose."""
 
-    __array_ufunc__ = None
+    sites = ()
 
     def __init__(self, builder: Builder, index: int, transposed: bool = False):
         self.builder, self.index, self.transposed = builder, index, transposed
+
+    def describe(self) -> str:
+        return f"the weight {self.text}"
 
     @property
     def weight(self) -> Weight:
@@ -37,8 +41,10 @@ class Matrix:
         weight = self.weight
         if isinstance(weight.rows, int) or isinstance(weight.cols, int):
             self.builder.fail(
-                f"{weight.name}.T", f"{weight.name} is {dimension(weight.rows)} × {dimension(weight.cols)}: a transpose "
-                "across a fixed dimension is no NETSOR⊤ instruction", "declare another weight for the way back",
+                f"{weight.name}.T",
+                f"{weight.name} is {dimension(weight.rows)} × {dimension(weight.cols)}: a transpose across a fixed "
+                "dimension is no NETSOR⊤ instruction",
+                "declare another weight for the way back",
             )  # fmt: skip
         if weight.window or weight.sites:
             self.builder.fail(
@@ -47,11 +53,17 @@ class Matrix:
         return Matrix(self.builder, self.index, not self.transposed)
 
     def __matmul__(self, x: Any) -> Vector:
+        if isinstance(x, Matrix):
+            self.builder.fail(
+                f"{self.text} @ {x.text}", "two weights are multiplied: a program has matrices times vectors only",
+                f"write {self.text} @ ({x.text} @ x)",
+            )  # fmt: skip
         if not isinstance(x, Vector):
             self.builder.fail(
                 f"{self.text} @ {type(x).__name__}", "a weight multiplies a vector of the program only",
                 "pass data in through tp.trace(fn, tp.Input(…)) and multiply the traced input",
             )  # fmt: skip
+        same_builder(self.builder, x)
         weight = self.weight
         rows, cols = (weight.cols, weight.rows) if self.transposed else (weight.rows, weight.cols)
         if x.type.dim != cols or x.type.space == "output":
@@ -80,26 +92,32 @@ class Matrix:
             remedy = f"declare a weight with x.features on the right: tp.weight('U', {dimension(rows)}, x.features)"
         else:
             why = f"widths do not match: {shape}, the vector has width {dimension(x.type.dim)}"
-            back = f"write {self.weight.name}.T @ … for the transpose, or "
-            remedy = (back if x.type.dim == rows else "") + "declare the weight with that width on the right"
+            has_back = x.type.dim == rows and isinstance(cols, str) and isinstance(rows, str)
+            back = f"write {self.weight.name}{'' if self.transposed else '.T'} @ … for the transpose, or "
+            remedy = (back if has_back else "") + "declare the weight with that width on the right"
         self.builder.fail(text, why, remedy)
 
     def __rmatmul__(self, other: Any) -> NoReturn:
         self.builder.fail(
             f"… @ {self.text}", "the weight stands on the wrong side of @",
-            f"write {self.text} @ x, or {self.weight.name}.T @ x for the transpose",
+            f"write {self.text} @ x with a vector of the program on the right",
         )  # fmt: skip
 
-    def __mul__(self, other: Any) -> NoReturn:
+    def _multiple(self, *_: object) -> NoReturn:
         self.builder.fail(
-            f"a multiple of {self.text}", "a weight is a random matrix, not a vector",
+            f"arithmetic with {self.text}", "a weight is a random matrix, not a vector",
             f"write 2 * ({self.text} @ x), or give the weight another var",
         )  # fmt: skip
 
-    __rmul__ = __truediv__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __add__ = __radd__ = __sub__ = __rsub__ = _multiple
+    __neg__ = __pow__ = __rpow__ = _multiple
+
+    def __getitem__(self, index: Any) -> NoReturn:
+        self.builder.fail(f"{self.text}[{index}]", "a random matrix has no entries yet", "use it as W @ x")
 
 
-def _dim(b: Builder, value: Width | int, what: str) -> Dim:
+def _dim(b: Builder, value: Any, what: str) -> Dim:
+    """A dimension: a Width, the features of a vector, or a positive int."""
     if isinstance(value, Width):
         return b.width(value)
     if isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0:
@@ -109,21 +127,30 @@ def _dim(b: Builder, value: Width | int, what: str) -> Dim:
     b.fail(what, f"{value!r} is no dimension", "give a tp.Width, or a positive int for features and outputs")
 
 
-def _positive(b: Builder, what: str, name: str, value: Number) -> Number:
-    """A number that must not be negative; tracers are taken as they are."""
-    if not is_number(value):
+def _sizes(b: Builder, value: Any, name: str, what: str) -> Sites:
+    """Sizes of window or site axes."""
+    sizes = tuple(value) if isinstance(value, Sequence) else (value,)
+    if not all(isinstance(s, int | np.integer) and not isinstance(s, bool) and s > 0 for s in sizes):
+        b.fail(what, f"{name}={value!r} is no shape", f"give {name} a tuple of positive ints")
+    return tuple(int(s) for s in sizes)
+
+
+def _one_number(b: Builder, what: str, name: str, value: Any) -> Number:
+    if not is_number(value) or isinstance(value, bool):
         b.fail(what, f"{name}={value!r} is not a number", f"give {name} a number or a 0-d array")
     if np.shape(value) != ():
         b.fail(what, f"{name} has shape {np.shape(value)}", f"give {name} one number")
-    if not is_traced(value) and not (0 <= float(value) < math.inf):
-        b.fail(what, f"{name}={float(value)} is not a finite number ≥ 0", f"give a {name} that is at least 0")
     return value
+
+
+def _number(b: Builder, what: str, name: str, kind: str, value: Any) -> Num:
+    return b.number(f"{name}.{kind}", _one_number(b, what, kind, value), what)
 
 
 def weight(
     name: str,
-    rows: Width | int,
-    cols: Width | int,
+    rows: Width | Dim,
+    cols: Width | Dim,
     *,
     var: Number = 1.0,
     scale: Number | None = None,
@@ -139,25 +166,20 @@ def weight(
 
     **Raises:** `ProgramError` for a name that is taken, a dimension that is none, a negative variance.
     """
-    b = builder()
     what = f"weight({name!r}, …)"
+    b = builder(what)
     row_dim, col_dim = _dim(b, rows, what), _dim(b, cols, what)
-    numbers = {"var": _positive(b, what, "var", var), "lr": _positive(b, what, "lr", lr)}
-    if scale is not None:
-        numbers["scale"] = _positive(b, what, "scale", scale)
-    if name not in b.parameter_lines:
-        nums = {key: b.number(f"{name}.{key}", value) for key, value in numbers.items()}
-    else:
-        nums = {"var": Num(0), "lr": Num(0)}
-    b.declare(
-        Weight(name, row_dim, col_dim, nums["var"], nums["lr"], nums.get("scale"), tuple(window), tuple(sites))
-    )
+    shapes = _sizes(b, window, "window", what), _sizes(b, sites, "sites", what)
+    b.claim(name, what)
+    var_num, lr_num = (_number(b, what, name, kind, value) for kind, value in (("var", var), ("lr", lr)))
+    scale_num = None if scale is None else _number(b, what, name, "scale", scale)
+    b.weights.append(Weight(name, row_dim, col_dim, var_num, lr_num, scale_num, *shapes))
     return Matrix(b, len(b.weights) - 1)
 
 
 def bias(
     name: str,
-    n: Width | int,
+    n: Width | Dim,
     *,
     var: Number = 1.0,
     mean: Number = 0.0,
@@ -172,22 +194,15 @@ def bias(
 
     **Raises:** `ProgramError` for a name that is taken, a dimension that is none, a negative variance.
     """
-    b = builder()
     what = f"bias({name!r}, …)"
+    b = builder(what)
     dim = _dim(b, n, what)
-    if not is_number(mean) or np.shape(mean) != ():
-        b.fail(what, f"mean={mean!r} is not a number", "give mean one number")
-    numbers = {"var": _positive(b, what, "var", var), "lr": _positive(b, what, "lr", lr)}
-    if is_traced(mean) or float(mean) != 0.0:
-        numbers["mean"] = mean
-    if scale is not None:
-        numbers["scale"] = _positive(b, what, "scale", scale)
-    if name not in b.parameter_lines:
-        nums = {key: b.number(f"{name}.{key}", value) for key, value in numbers.items()}
-    else:
-        nums = {"var": Num(0), "lr": Num(0)}
-    b.declare(
-        Bias(name, dim, nums["var"], nums["lr"], nums.get("mean"), nums.get("scale"), tuple(sites))
-    )
-    type_ = VectorType(tuple(sites), dim, "output" if isinstance(dim, int) else "wide")
+    shape = _sizes(b, sites, "sites", what)
+    b.claim(name, what)
+    var_num, lr_num = (_number(b, what, name, kind, value) for kind, value in (("var", var), ("lr", lr)))
+    centred = is_concrete(_one_number(b, what, "mean", mean)) and float(mean) == 0.0
+    mean_num = None if centred else _number(b, what, name, "mean", mean)
+    scale_num = None if scale is None else _number(b, what, name, "scale", scale)
+    b.biases.append(Bias(name, dim, var_num, lr_num, mean_num, scale_num, shape))
+    type_ = VectorType(shape, dim, "output" if isinstance(dim, int) else "wide")
     return Vector(b, type_, ((Coef(), b.emit(BiasVector(len(b.biases) - 1), type_)),))

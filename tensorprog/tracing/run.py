@@ -2,66 +2,85 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import linecache
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tensorprog.errors import Line, ProgramError, problem
-from tensorprog.ir import Coef, Input, InputVector, Moment, Nonlin, ScalarFn, ScalarType, VectorType, verify
+from tensorprog.ir import Coef, Input, InputVector, LinComb, Moment, Nonlin, ScalarFn, ScalarType, VectorType, verify
 from tensorprog.program import Program
-from tensorprog.tracing.builder import Builder, builder, current, is_number, is_package_frame, user_line
-from tensorprog.tracing.values import Scalar, Vector, frozen_call
+from tensorprog.tracing.builder import Builder, builder, current, failure, is_machinery
+from tensorprog.tracing.calls import call, function_name, one_number, result_shape, same_builder, take
+from tensorprog.tracing.traced import Traced
+from tensorprog.tracing.values import Scalar, Vector, scalars_of
 
 
 def moment(fn: Callable[..., Any], *vectors: Vector, scalars: Sequence[Any] = ()) -> Scalar:
     """Moment: θ = (1/n) Σ_α fn(x¹_α, …, xᵏ_α; θ…) at each site, a scalar of the program.
 
-    **Raises:** `ProgramError` for vectors of different widths, inputs or readouts, sites that do not broadcast.
+    **Raises:** `ProgramError` for vectors of different widths, inputs or readouts, sites that do not broadcast,
+    functions that JAX cannot trace or that return something else.
     """
-    b = builder()
-    what = f"moment({getattr(fn, '__name__', 'fn')}, …)"
+    what = f"moment({function_name(fn)}, …)"
+    b = builder(what)
     if not vectors:
         b.fail(what, "a Moment averages over a wide axis, and there is no vector", "write tp.scalar for scalars alone")
-    frozen, numbers, positions, refs, sites, _ = frozen_call(b, fn, vectors, scalars, what)
+    frozen, numbers, positions, refs, sites, _ = call(b, fn, vectors, scalars_of(b, scalars, what), what)
+    one_number(b, frozen, numbers, len(positions) + len(refs), what)
     position = b.emit(Moment(frozen, numbers, positions, refs), ScalarType(sites))
     b.give_name(position, "c")
     return Scalar(b, Coef(1.0, (position,)), sites)
 
 
 def scalar(fn: Callable[..., Any], *scalars: Any) -> Scalar:
-    """A function of scalars, which sees their whole arrays: softmax over scores, a norm's reciprocal …"""
-    import jax
+    """A function of scalars, which sees their whole arrays: softmax over scores, a norm's reciprocal …
 
-    b = builder()
-    what = f"scalar({getattr(fn, '__name__', 'fn')}, …)"
-    frozen, numbers, _, refs, _, _ = frozen_call(b, fn, (), scalars, what)
-    shapes = [jax.ShapeDtypeStruct(b.scalar_sites(ref), float) for ref in refs]
-    values = [jax.ShapeDtypeStruct(b.scalar_sites(num), float) for num in numbers]
-    shape = jax.eval_shape(lambda args, nums: frozen(*args, numbers=nums), shapes, values).shape
+    **Raises:** `ProgramError` for what is no scalar, functions that JAX cannot trace or that return something else.
+    """
+    what = f"scalar({function_name(fn)}, …)"
+    b = builder(what)
+    given = scalars_of(b, scalars, what)
+    frozen, numbers = take(b, fn, what)
+    refs = tuple(s.ref() for s in given)
+    shape = result_shape(b, frozen, numbers, [s.sites for s in given], what)
     position = b.emit(ScalarFn(frozen, numbers, refs), ScalarType(shape))
     b.give_name(position, "c")
     return Scalar(b, Coef(1.0, (position,)), shape)
 
 
 def named(name: str, x: Any) -> Any:
-    """The same vector or scalar under a name of the user's, in listings, `at=` and `values`."""
+    """The same vector or scalar under a name of the user's, in listings, `at=` and `values`.
+
+    **Raises:** `ProgramError` for a name that is taken, and for what has no name.
+    """
+    what = f"named({name!r}, …)"
     if not isinstance(x, Vector | Scalar):
-        raise problem(user_line(), f"named({name!r}, …)", "only a traced vector or scalar has a name", "give one")
+        raise failure(what, f"{x!r} is no vector or scalar of the program", "give the result of an operation a name")
     b = x.builder
+    if not isinstance(name, str) or not name:
+        b.fail(what, f"{name!r} is no name", "give a string")
     position = x.position() if isinstance(x, Vector) else x.ref()
-    if name in b.names and not (isinstance(position, int) and b.names[position] == name):
-        b.fail(f"named({name!r}, …)", f"{name!r} names another instruction already", "give each its own name")
-    if isinstance(position, int):
-        b.names[position] = name
+    assert isinstance(position, int), "a scalar that the user holds is an instruction"
+    if name in b.names or name in b.parameter_lines or name in b.input_names:
+        if b.names[position] == name:
+            return x
+        b.fail(what, f"{name!r} names something else already", "give each its own name")
+    if position in b.named and isinstance(x, Vector):  # computed once, named twice
+        position = b.emit(LinComb(((Coef(), position),)), x.type)
+        x = Vector(b, x.type, ((Coef(), position),))
+    b.names[position] = name
+    b.named.add(position)
     return x
 
 
-def trace(fn: Callable[..., Any], *inputs: Input, **keywords: Any) -> Program:
+def trace(fn: Callable[..., Any], /, *inputs: Input, **keywords: Any) -> Program:
     """Trace a function written for ONE input into a Program.
 
-    `fn` gets one traced vector for each `Input(*sites, features)`, and the keywords untouched; it returns one value or a
-    tuple of values: readouts, wide vectors, or scalars. Numbers among the keywords may be JAX tracers.
+    `fn` gets one traced vector for each `Input(*sites, features)`, and the keywords untouched; it returns one value
+    or a tuple of values: readouts, wide vectors, or scalars. Numbers among the keywords may be JAX tracers.
 
     **Raises:** `ProgramError` at the user's line for what is no tensor program.
 
@@ -80,9 +99,8 @@ def trace(fn: Callable[..., Any], *inputs: Input, **keywords: Any) -> Program:
     for value in inputs:
         if not isinstance(value, Input):
             raise ProgramError(f"trace: {value!r} describes no input; write tp.Input(*sites, features)")
-        if not value.shape or min(value.shape) < 1:
-            raise ProgramError(f"trace: tp.Input{value.shape} has an empty axis; give sites and features of at least 1")
-    b = Builder(getattr(fn, "__name__", "program").replace("<lambda>", "program"), inputs, _names(fn, len(inputs)))
+    names = _names(fn, inputs, keywords)
+    b = Builder(function_name(fn).partition("(")[0].replace("lambda", "program"), inputs, names)
     token = current.set(b)
     try:
         arguments = []
@@ -90,41 +108,68 @@ def trace(fn: Callable[..., Any], *inputs: Input, **keywords: Any) -> Program:
             type_ = VectorType(value.sites, value.features, "input")
             arguments.append(Vector(b, type_, ((Coef(), b.emit(InputVector(index), type_)),)))
         result = fn(*arguments, **keywords)
-    except TypeError as error:
-        raise _at_user_line(error, b) from error
+    except (TypeError, AttributeError) as error:
+        told = _at_user_line(error)
+        if told is None:
+            raise
+        raise told from error
     finally:
         current.reset(token)
     single = not isinstance(result, tuple | list)
-    outputs = tuple(_output(b, fn, value) for value in ((result,) if single else result))
+    line = _first_line(fn)
+    outputs = tuple(_output(b, line, value) for value in ((result,) if single else result))
+    if not outputs:
+        raise problem(
+            line, "return ()", f"{b.name} returns nothing", "return a readout v @ x, a wide vector or a Moment"
+        )
     b.name_shared_sums(outputs)
     structure = b.structure(outputs, single)
     verify(structure)
     return Program(structure, tuple(b.values))
 
 
-def _names(fn: Callable[..., Any], count: int) -> list[str]:
-    """The names of the inputs: the function's own parameters."""
+def _names(fn: Callable[..., Any], inputs: Sequence[Input], keywords: dict[str, Any]) -> list[str]:
+    """The names of the inputs: the function's own parameters.
+
+    **Raises:** `ProgramError` for inputs and keywords that the function does not take.
+    """
     try:
-        parameters = list(inspect.signature(fn).parameters.values())
+        signature = inspect.signature(fn)
     except (TypeError, ValueError):
-        parameters = []
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:count]
-    return names + [f"x{i + 1}" for i in range(len(names), count)]
+        return [f"x{i + 1}" for i in range(len(inputs))]
+    try:
+        signature.bind(*inputs, **keywords)
+    except TypeError as error:
+        raise ProgramError(
+            f"trace: {function_name(fn)}{signature} does not take what it was given: {error}; give a tp.Input for each "
+            "input, in order, and the rest as keywords"
+        ) from None
+    parameters = signature.parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][: len(inputs)]
+    return names + [f"x{i + 1}" for i in range(len(names), len(inputs))]
 
 
-def _output(b: Builder, fn: Callable[..., Any], value: Any) -> int:
+def _first_line(fn: Callable[..., Any]) -> Line | None:
+    """Where a function begins."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    code = getattr(inspect.unwrap(fn), "__code__", None) or getattr(type(fn).__call__, "__code__", None)
+    return Line(code.co_filename, code.co_firstlineno) if code is not None else None
+
+
+def _output(b: Builder, line: Line | None, value: Any) -> int:
     """The position of one output."""
-    code = getattr(fn, "__code__", None)
-    line = Line(code.co_filename, code.co_firstlineno) if code is not None else None
-    if isinstance(value, Scalar):
-        ref = value.ref()
-        if isinstance(ref, int):
-            return ref
-    if not isinstance(value, Vector):
+    if not isinstance(value, Vector | Scalar):
         raise problem(
             line, f"return {value!r}", f"{b.name} returns what is no vector or scalar of the program",
             "return a readout v @ x, a wide vector, a Moment, or a tuple of them",
         )  # fmt: skip
+    same_builder(b, value)
+    if isinstance(value, Scalar):
+        ref = value.ref()
+        assert isinstance(ref, int), "a scalar that the user holds is an instruction"
+        b.give_name(ref, "c")
+        return ref
     if value.type.space == "input":
         raise problem(line, "return x", "the output is an input", "read the input through a weight first")
     position = value.position()
@@ -133,17 +178,29 @@ def _output(b: Builder, fn: Callable[..., Any], value: Any) -> int:
     return position
 
 
-def _at_user_line(error: TypeError, b: Builder) -> Exception:
-    """JAX's and NumPy's TypeError about a traced value, told at the user's line; any other error as it is."""
-    if not any(kind in str(error) for kind in ("Vector", "Scalar", "Matrix", "tensorprog")):
-        return error
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_package_frame(f.filename)]
-    site = "site-packages"
-    own = [f for f in frames if site not in f.filename]
-    frame = own[-1] if own else None
+def _at_user_line(error: TypeError | AttributeError) -> ProgramError | None:
+    """JAX's, NumPy's or Python's error about a traced value, told at the user's line; None for any other error."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_machinery(f.filename)]
+    frame = frames[-1] if frames else None
     line = Line(frame.filename, frame.lineno or 0) if frame else None
+    source = linecache.getline(frame.filename, frame.lineno or 0).strip() if frame else ""
+    if isinstance(error, AttributeError):
+        if not isinstance(error.obj, Traced):
+            return None
+        return problem(
+            line, source, f"{error.obj.describe()} has no attribute {error.name!r}",
+            "vectors have sites and features, weights have T; functions of vectors are tp.nonlin, tp.moment, tp.sum, …",
+        )  # fmt: skip
+    text = str(error)
+    if not any(kind in text for kind in ("Vector", "Scalar", "Matrix", "tensorprog.tracing")):
+        return None
+    if "unsupported operand" in text or "bad operand" in text or "can't multiply" in text:
+        return problem(
+            line, source, f"arithmetic that a program does not have: {text}",
+            "+ − * / take vectors, scalars of the program, real numbers and real arrays",
+        )  # fmt: skip
     return problem(
-        line, (frame.line if frame and frame.line else "a function applied to a traced value"),
-        "a JAX or NumPy function is applied to a traced vector, which has no coordinates yet",
+        line, source or "a function applied to a traced value",
+        "a JAX or NumPy function is applied to a traced value, which has no coordinates yet",
         "write tp.nonlin(fn, x) for an elementwise function, W @ x for a product, tp.sum for a sum over sites",
     )  # fmt: skip

@@ -4,45 +4,100 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from tensorprog.tracing.values import Vector, gather, sum_over
+from tensorprog.ir import Coef, SiteSum, VectorType
+from tensorprog.tracing.builder import failure
+from tensorprog.tracing.traced import Traced
+from tensorprog.tracing.values import Scalar, Vector, gather
+
+
+def _vector(x: Any, what: str) -> Vector:
+    """The operand of a site operation."""
+    if isinstance(x, Vector):
+        return x
+    remedy = "give a traced vector"
+    if isinstance(x, Scalar):
+        remedy = "scalars have functions of their whole arrays: tp.scalar(jnp.sum, θ)"
+    raise failure(what, f"{x!r} is no vector of the program", remedy)
+
+
+def _vectors(xs: Any, what: str) -> list[Vector]:
+    if not isinstance(xs, Sequence | Traced):
+        raise failure(what, f"{xs!r} is no list of vectors", "give a list of traced vectors")
+    vectors = [_vector(x, what) for x in xs]
+    if not vectors:
+        raise failure(what, "there is no vector in the list", "give at least one traced vector")
+    return vectors
 
 
 def _axes(x: Vector, axis: int | Sequence[int] | None, what: str) -> tuple[int, ...]:
     """Site axes counted from 0."""
     count = len(x.sites)
-    axes = range(count) if axis is None else (axis,) if isinstance(axis, int) else axis
+    axes: list[Any] = list(range(count)) if axis is None else [axis]
+    if isinstance(axis, tuple | list):
+        axes = list(axis)
     for a in axes:
-        if not -count <= a < count:
-            x.builder.fail(f"{what}(…, axis={axis})", f"axis {a} is not among the site axes {x.sites}", "count from 0")
-    return tuple(sorted(a % count for a in axes))
+        if not isinstance(a, int | np.integer) or not -count <= a < count:
+            x.builder.fail(f"{what}(…, axis={axis!r})", f"{a!r} is not among the site axes {x.sites}", "count from 0")
+    return tuple(sorted({int(a) % count for a in axes}))
+
+
+def _axis(axis: Any, what: str) -> int:
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+        raise failure(f"{what}(…, axis={axis!r})", f"{axis!r} is no axis", "give an int; count the site axes from 0")
+    return int(axis)
 
 
 def reshape(x: Vector, sites: int | Sequence[int]) -> Vector:
-    """The same vectors with another shape of sites."""
-    shape = (sites,) if isinstance(sites, int) else tuple(sites)
-    return gather([x], lambda source: source.reshape(shape), f"reshape({{}}, {shape})")
+    """The same vectors with another shape of sites; one entry may be -1.
+
+    **Raises:** `ProgramError` for a shape of another size.
+    """
+    x = _vector(x, "reshape(x, …)")
+    shape: tuple[Any, ...] = tuple(sites) if isinstance(sites, tuple | list) else (sites,)
+    return gather([x], lambda source: source.reshape(shape), f"reshape({{}}; {' × '.join(map(str, shape))})")
 
 
 def stack(xs: Sequence[Vector], axis: int = 0) -> Vector:
-    """Vectors of equal sites along a new site axis."""
-    return gather(list(xs), lambda *sources: np.stack(sources, axis), "stack({})" if axis == 0 else f"stack({{}}; {axis})")
+    """Vectors of equal sites along a new site axis.
+
+    **Raises:** `ProgramError` for vectors of different widths or sites, an axis that is none, an empty list.
+    """
+    text = "stack({})" if _axis(axis, "stack") == 0 else f"stack({{}}; axis {axis})"
+    return gather(_vectors(xs, "stack(…)"), lambda *sources: np.stack(sources, axis), text)
 
 
 def concat(xs: Sequence[Vector], axis: int = 0) -> Vector:
-    """Vectors laid end to end along a site axis."""
-    text = "concat({})" if axis == 0 else f"concat({{}}; {axis})"
-    return gather(list(xs), lambda *sources: np.concatenate(sources, axis), text)
+    """Vectors laid end to end along a site axis.
+
+    **Raises:** `ProgramError` for vectors of different widths, sites that do not fit, an axis that is none, no vector.
+    """
+    text = "concat({})" if _axis(axis, "concat") == 0 else f"concat({{}}; axis {axis})"
+    return gather(_vectors(xs, "concat(…)"), lambda *sources: np.concatenate(sources, axis), text)
 
 
-def sum(x: Vector, axis: int | Sequence[int] | None = None) -> Vector:  # noqa: A001 (the field's name)
-    """Σ over site axes (all of them by default)."""
-    return sum_over(x, _axes(x, axis, "sum"))
+def sum(x: Vector, axis: int | Sequence[int] | None = None) -> Vector:
+    """Σ over site axes (all of them by default).
+
+    **Raises:** `ProgramError` for an axis that is no site axis.
+    """
+    x = _vector(x, "sum(x)")
+    axes = _axes(x, axis, "sum")
+    if any(x.sites[a] == 0 for a in axes):
+        x.builder.fail("sum or mean of no sites", f"the vector has sites {x.sites}", "keep at least one site")
+    if not axes:
+        return x
+    type_ = VectorType(tuple(s for i, s in enumerate(x.sites) if i not in axes), x.type.dim, x.type.space)
+    return Vector(x.builder, type_, ((Coef(), x.builder.emit(SiteSum(x.position(), axes), type_)),))
 
 
 def mean(x: Vector, axis: int | Sequence[int] | None = None) -> Vector:
-    """The mean over site axes (all of them by default)."""
-    axes = _axes(x, axis, "mean")
-    return sum_over(x, axes).scaled(1.0 / math.prod(x.sites[a] for a in axes))
+    """The mean over site axes (all of them by default).
+
+    **Raises:** `ProgramError` for an axis that is no site axis.
+    """
+    x = _vector(x, "mean(x)")
+    return sum(x, axis).scaled(1.0 / math.prod(x.sites[a] for a in _axes(x, axis, "mean")))

@@ -1,78 +1,30 @@
 """Traced values: what a user's function computes with while it is traced.
 
-A traced `Vector` is lazy in its linear part: `+`, `-`, scaling and constants gather in one list of terms, and become one
-LinComb when something else reads the vector. That is also what the listing calls g1, g2, …: a maximal linear expression
-read by a Nonlin, a Moment or an output.
+A traced `Vector` is lazy in its linear part: `+`, `-`, scaling and constants gather in one list of terms, and become
+one LinComb when something else reads the vector. That is also what the listing calls g1, g2, …: a maximal linear
+expression read by a Nonlin, a Moment or an output.
 """
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.errors import problem
 from tensorprog.functions.frozen import freeze
-from tensorprog.ir import (
-    Coef, Dim, Gather, IntArray, LinComb, Nonlin, ScalarFn, ScalarRef, ScalarType, Sites, SiteSum, VectorType,
-)
-from tensorprog.show import dimension
-from tensorprog.tracing.builder import Builder, is_number, user_line
+from tensorprog.ir import Coef, Dim, LinComb, ScalarFn, ScalarRef, ScalarType, Sites, VectorType
+from tensorprog.program import is_concrete
+from tensorprog.tracing.builder import Builder, failure, is_number, user_line
+from tensorprog.tracing.calls import broadcast, function_name, nonlin_at, same_builder, same_space
+from tensorprog.tracing.indexing import gather_at, index_text
+from tensorprog.tracing.traced import AnyScalar, AnyVector, Traced
 
 
-
-class Traced:
-    """What vectors and scalars have in common: operators reach them, JAX and NumPy functions do not."""
-
-    __array_ufunc__ = None
-    __hash__ = object.__hash__
-    builder: Builder
-    sites: Sites
-
-    def describe(self) -> str:
-        raise AssertionError("each kind of traced value describes itself")
-
-    def _refuse(self, what: str, remedy: str) -> NoReturn:
-        self.builder.fail(
-            what, f"{self.describe()} has no value yet: a program is traced once, for every input and width", remedy
-        )
-
-    def __bool__(self) -> NoReturn:
-        self._refuse(
-            "if, while, and, or, not on a traced value",
-            "write the choice into the function of a Nonlin, tp.nonlin(lambda z: jnp.where(z > 0, …), x)",
-        )
-
-    def __float__(self) -> NoReturn:
-        self._refuse("float(…) of a traced value", "use it in the program, or return it as an output")
-
-    def __len__(self) -> int:
-        if not self.sites:
-            self._refuse("len(…) of a value without sites", "len counts the first site axis")
-        return self.sites[0]
-
-    def __iter__(self) -> Iterator[Any]:
-        if not self.sites:
-            self._refuse("iteration over a value without sites", "only site axes can be iterated over")
-        return (self[i] for i in range(self.sites[0]))  # type: ignore[index]
-
-    def __pow__(self, power: object) -> NoReturn:
-        self.builder.fail(
-            f"{self.describe()} ** {power}", "a power is a nonlinearity", f"write tp.nonlin(lambda z: z**{power}, x)"
-        )
-
-    def __lt__(self, other: object) -> NoReturn:
-        self._refuse("a comparison of a traced value", "compare inside the function of a Nonlin")
-
-    __gt__ = __le__ = __ge__ = __lt__
-
-
-class Scalar(Traced):
-    """A traced scalar (a Moment, a function of scalars, a number), at each of its sites."""
+class Scalar(AnyScalar):
+    """A traced scalar (a Moment, a function of scalars, a number) at each of its sites: a product coef·θ·θ′…"""
 
     def __init__(self, builder: Builder, coef: Coef, sites: Sites):
         self.builder, self.coef, self.sites = builder, coef, sites
@@ -83,47 +35,60 @@ class Scalar(Traced):
     def __mul__(self, other: Any) -> Any:
         if isinstance(other, Vector):
             return other * self
-        other = _scalar(self.builder, other)
-        if other is NotImplemented:
+        scalar = _scalar(self.builder, other)
+        if scalar is None:
             return NotImplemented
-        return Scalar(self.builder, self.coef * other.coef, _broadcast(self.builder, self.sites, other.sites))
+        return Scalar(self.builder, self.coef * scalar.coef, broadcast(self, scalar))
 
     def __add__(self, other: Any) -> Any:
         if isinstance(other, Vector):
             return other + self
-        return _scalar_fn(self.builder, _add, self, other)
+        return self if _is_zero(other) else _scalar_fn(self.builder, operator.add, self, other)
 
     def __sub__(self, other: Any) -> Any:
-        return self + (-other)
+        return -(other - self) if isinstance(other, Vector) else _scalar_fn(self.builder, operator.sub, self, other)
 
     def __rsub__(self, other: Any) -> Any:
-        return -self + other
+        return _scalar_fn(self.builder, operator.sub, other, self)
 
     def __truediv__(self, other: Any) -> Any:
         if isinstance(other, Vector):
-            return nonlin(_reciprocal, other) * self
-        return self * _reciprocal_of(self.builder, other)
+            return other.elementwise(jnp.reciprocal) * self
+        if isinstance(other, Scalar):
+            return _scalar_fn(self.builder, operator.truediv, self, other)
+        return self * _reciprocal(self.builder, other)
 
     def __rtruediv__(self, other: Any) -> Any:
-        return _reciprocal_of(self.builder, self) * other
+        return _scalar_fn(self.builder, operator.truediv, other, self)
 
     def __neg__(self) -> Scalar:
         return Scalar(self.builder, Coef(-1.0) * self.coef, self.sites)
 
     __rmul__, __radd__ = __mul__, __add__
 
+    def __matmul__(self, _: object) -> NoReturn:
+        self.builder.fail("θ @ …", "a scalar of the program stands beside @", "write θ * x")
+
+    __rmatmul__ = __matmul__
+
+    def __getitem__(self, index: Any) -> NoReturn:
+        self.builder.fail(
+            f"θ[{index}]", "indices pick sites of vectors", "write tp.scalar(lambda a: a[0], θ) for scalars"
+        )
+
     def ref(self) -> ScalarRef:
         """The scalar as one operand."""
-        if self.coef.constant == 1.0 and len(self.coef.factors) == 1:
-            return self.coef.factors[0]
-        factors = self.coef.factors
-        if self.coef.constant != 1.0 or not factors:
-            factors = (*factors, self.builder.unnamed_number(self.coef.constant))
-        frozen, _ = freeze(_prod)
-        return self.builder.emit(ScalarFn(frozen, (), factors), ScalarType(self.sites))
+        constant, factors = self.coef.constant, self.coef.factors
+        if constant != 1.0 or not factors:
+            factors = (self.builder.unnamed_number(constant), *factors)
+        product = factors[0]
+        for factor in factors[1:]:
+            sites = np.broadcast_shapes(self.builder.scalar_sites(product), self.builder.scalar_sites(factor))
+            product = self.builder.emit(ScalarFn(freeze(operator.mul)[0], (), (product, factor)), ScalarType(sites))
+        return product
 
 
-class Vector(Traced):
+class Vector(AnyVector):
     """A traced vector: a linear expression Σ coef·atom + Σ coef·1 over instructions that are there already."""
 
     def __init__(
@@ -134,9 +99,11 @@ class Vector(Traced):
         constants: tuple[Coef, ...] = (),
     ):
         self.builder, self.type, self.terms, self.constants = builder, type_, terms, constants
+        # A LinComb is written down when it is read, but it stands where the user wrote it.
+        self.line = None if self.atom() is not None else user_line()
 
     @property
-    def sites(self) -> Sites:  # type: ignore[override]
+    def sites(self) -> Sites:
         """The shape of the fixed axes before the one wide axis."""
         return self.type.sites
 
@@ -148,69 +115,86 @@ class Vector(Traced):
     def describe(self) -> str:
         return {"input": "an input", "wide": "a wide vector", "output": "a readout"}[self.type.space]
 
-    def position(self) -> int:
-        """The instruction that holds this vector, written down now if it was not."""
+    def atom(self) -> int | None:
+        """The instruction that this vector is, when it is one."""
         if len(self.terms) == 1 and not self.constants:
             coef, atom = self.terms[0]
             if coef.is_one and self.builder.types[atom] == self.type:
                 return atom
-        atom = self.builder.emit(LinComb(self.terms, self.constants), self.type)
-        # From here on the sum is one operand, so that a residual stream stays a chain of short sums.
-        self.terms, self.constants = ((Coef(), atom),), ()
+        return None
+
+    def position(self) -> int:
+        """The instruction that holds this vector, written down now if it was not."""
+        atom = self.atom()
+        if atom is None:
+            atom = self.builder.emit(LinComb(self.terms, self.constants), self.type, self.line)
+            # From here on the sum is one operand, so that a residual stream stays a chain of short sums.
+            self.terms, self.constants = ((Coef(), atom),), ()
         return atom
 
     # ---- linear algebra
 
     def __add__(self, other: Any) -> Any:
         if isinstance(other, Vector):
-            type_ = _same_space(self.builder, self, other, "+")
-            return Vector(self.builder, type_, _merge(self.terms + other.terms), self.constants + other.constants)
+            type_ = same_space(self, other, "+")
+            terms = _merge(self.builder, self.terms + other.terms, type_.sites)
+            return Vector(self.builder, type_, terms, self.constants + other.constants)
+        return self if _is_zero(other) else self.shifted(other, 1.0)
+
+    def __sub__(self, other: Any) -> Any:
+        return self + -other if isinstance(other, Vector) else self.shifted(other, -1.0)
+
+    def __rsub__(self, other: Any) -> Any:
+        return -self + other
+
+    def shifted(self, other: Any, sign: float) -> Any:
+        """The vector plus or minus a number or scalar."""
         scalar = _scalar(self.builder, other)
-        if scalar is NotImplemented:
+        if scalar is None:
             return NotImplemented
-        sites = _broadcast(self.builder, self.sites, scalar.sites)
-        type_ = VectorType(sites, self.type.dim, self.type.space)
         if self.type.space == "input":
             self.builder.fail(
                 "x + constant", "an input is data, it enters a program through a weight only",
                 "add the constant to the data, or after the weight: U @ x + c",
             )  # fmt: skip
-        return Vector(self.builder, type_, self.terms, (*self.constants, scalar.coef))
+        type_ = VectorType(broadcast(self, scalar), self.type.dim, self.type.space)
+        return Vector(self.builder, type_, self.terms, (*self.constants, Coef(sign) * scalar.coef))
 
     def __mul__(self, other: Any) -> Any:
         if isinstance(other, Vector):
-            return nonlin(operator.mul, self, other)
+            return self.elementwise(operator.mul, other)
         scalar = _scalar(self.builder, other)
-        if scalar is NotImplemented:
+        if scalar is None:
             return NotImplemented
-        sites = _broadcast(self.builder, self.sites, scalar.sites)
-        type_ = VectorType(sites, self.type.dim, self.type.space)
+        type_ = VectorType(broadcast(self, scalar), self.type.dim, self.type.space)
         terms = tuple((scalar.coef * coef, x) for coef, x in self.terms)
         return Vector(self.builder, type_, terms, tuple(scalar.coef * c for c in self.constants))
 
     def __truediv__(self, other: Any) -> Any:
         if isinstance(other, Vector):
-            return nonlin(operator.truediv, self, other)
-        return self * _reciprocal_of(self.builder, other)
+            return self.elementwise(operator.truediv, other)
+        return self * _reciprocal(self.builder, other)
 
     def __rtruediv__(self, other: Any) -> Any:
-        return nonlin(_reciprocal, self) * other
+        return self.elementwise(jnp.reciprocal) * other
 
     def __neg__(self) -> Vector:
         return self.scaled(-1.0)
 
-    def __sub__(self, other: Any) -> Any:
-        return self + (-other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return -self + other
+    def __pos__(self) -> Vector:
+        return self
 
     __radd__, __rmul__ = __add__, __mul__
 
     def __matmul__(self, other: Any) -> NoReturn:
-        self.builder.fail(
-            "x @ …", f"{self.describe()} stands on the left of @", "write W @ x, a weight on the left of a vector"
-        )
+        if isinstance(other, Vector):
+            why, remedy = (
+                "two vectors stand beside @",
+                "for their inner product write tp.moment(lambda a, b: a * b, x, y)",
+            )
+        else:
+            why, remedy = f"{self.describe()} stands on the left of @", "write W @ x, a weight on the left of a vector"
+        self.builder.fail("x @ …", why, remedy)
 
     def __rmatmul__(self, other: Any) -> NoReturn:
         self.builder.fail(
@@ -218,179 +202,91 @@ class Vector(Traced):
             "for a fixed matrix over sites write tp.mix(A, x); for a random matrix tp.weight(…) @ x",
         )  # fmt: skip
 
+    def elementwise(self, fn: Callable[..., Any], *others: Vector) -> Vector:
+        """A Nonlin of this vector and others."""
+        position, type_ = nonlin_at(self.builder, fn, (self, *others))
+        return Vector(self.builder, type_, ((Coef(), position),))
+
     def scaled(self, constant: float) -> Vector:
         """The vector times a constant of the structure (not a number of the program)."""
         terms = tuple((Coef(constant) * coef, x) for coef, x in self.terms)
         return Vector(self.builder, self.type, terms, tuple(Coef(constant) * c for c in self.constants))
 
-    # ---- sites
-
     def __getitem__(self, index: Any) -> Vector:
-        return gather([self], lambda source: source[index], f"{{}}[{_index_text(index)}]")
+        return gather([self], lambda source: source[index], f"{{}}[{index_text(index)}]")
 
 
-def _merge(terms: tuple[tuple[Coef, int], ...]) -> tuple[tuple[Coef, int], ...]:
-    """h + h is 2 h: equal terms with constant coefficients are one."""
+def _merge(builder: Builder, terms: tuple[tuple[Coef, int], ...], sites: Sites) -> tuple[tuple[Coef, int], ...]:
+    """h + h is 2 h: equal terms with constant coefficients are one; one that cancels goes, if the sites stay."""
     merged: dict[tuple[int, tuple[ScalarRef, ...]], float] = {}
     for coef, x in terms:
         merged[x, coef.factors] = merged.get((x, coef.factors), 0.0) + coef.constant
-    return tuple((Coef(constant, factors), x) for (x, factors), constant in merged.items())
+    kept = {key: constant for key, constant in merged.items() if constant}
+    shapes = [s for x, factors in kept for s in (builder.types[x].sites, *map(builder.scalar_sites, factors))]
+    if not kept or np.broadcast_shapes(*shapes) != sites:  # the zero also says how many sites there are
+        kept = merged
+    return tuple((Coef(constant, factors), x) for (x, factors), constant in kept.items())
 
 
-def _same_space(builder: Builder, left: Vector, right: Vector, operator: str) -> VectorType:
-    """The type of an elementwise operation of two vectors."""
-    a, b = left.type, right.type
-    if (a.dim, a.space) != (b.dim, b.space):
-        text = f"{builder.text(left.position())} {operator} {builder.text(right.position())}"
-        if "input" in (a.space, b.space):
-            why = "an input is used as a wide vector: it has a fixed number of features, the other goes to infinity"
-            remedy = "read the input through a weight: U @ x with U = tp.weight('U', n, x.features)"
-        elif "output" in (a.space, b.space):
-            why = "a readout is used inside the network: it is one number, not a wide vector"
-            remedy = "use the hidden vector it was read from, or return the readout"
-        else:
-            why = f"widths do not match: {dimension(a.dim)} on the left, {dimension(b.dim)} on the right"
-            remedy = "give both the same Width, or put a weight between them"
-        builder.fail(text, why, remedy)
-    return VectorType(_broadcast(builder, a.sites, b.sites), a.dim, a.space)
+# ---- scalars
 
 
-def _broadcast(builder: Builder, *sites: Sites) -> Sites:
-    try:
-        return np.broadcast_shapes(*sites)
-    except ValueError:
-        shapes = " and ".join(str(s) for s in sites)
-        builder.fail(
-            "an elementwise operation", f"site shapes {shapes} do not broadcast", "index or reshape one of the operands"
-        )
+def _is_zero(value: Any) -> bool:
+    """The 0 that Python's `sum` starts from."""
+    return type(value) is int and value == 0
 
 
-def _scalar(builder: Builder, value: Any) -> Any:
-    """A value as a traced scalar; NotImplemented when it is none."""
+def _scalar(builder: Builder, value: Any) -> Scalar | None:
+    """A value as a traced scalar; None when it is none."""
     if isinstance(value, Scalar):
+        same_builder(builder, value)
         return value
+    if isinstance(value, list | tuple | str):
+        builder.fail(
+            f"arithmetic with {value!r}", "a traced value meets a list or text", "write np.array([…]) for numbers"
+        )
     if not is_number(value):
-        return NotImplemented
-    shape = np.shape(value)
-    if not shape and isinstance(value, int | float) and value in (1, -1):
+        return None
+    if isinstance(value, int | float) and value in (1, -1):
         return Scalar(builder, Coef(float(value)), ())
-    return Scalar(builder, Coef(1.0, (builder.unnamed_number(value),)), shape)
-
-
-def _add(*values: Any) -> Any:
-    total = values[0]
-    for value in values[1:]:
-        total = total + value
-    return total
-
-
-def _prod(*values: Any) -> Any:
-    return math.prod(values[1:], start=values[0])
-
-
-def _reciprocal(value: Any) -> Any:
-    return 1.0 / value
+    return Scalar(builder, Coef(1.0, (builder.unnamed_number(value),)), np.shape(value))
 
 
 def _scalar_fn(builder: Builder, fn: Callable[..., Any], *values: Any) -> Any:
-    scalars = [_scalar(builder, value) for value in values]
-    if any(s is NotImplemented for s in scalars):
+    """Arithmetic of scalars."""
+    scalars = [scalar for value in values if (scalar := _scalar(builder, value)) is not None]
+    if len(scalars) < len(values):
         return NotImplemented
-    frozen, _ = freeze(fn)
     refs = tuple(s.ref() for s in scalars)
-    sites = _broadcast(builder, *(s.sites for s in scalars))
-    position = builder.emit(ScalarFn(frozen, (), refs), ScalarType(sites))
-    builder.give_name(position, "c")
-    return Scalar(builder, Coef(1.0, (position,)), sites)
+    sites = broadcast(*scalars)
+    return Scalar(builder, Coef(1.0, (builder.emit(ScalarFn(freeze(fn)[0], (), refs), ScalarType(sites)),)), sites)
 
 
-def _reciprocal_of(builder: Builder, value: Any) -> Any:
+def _reciprocal(builder: Builder, value: Any) -> Any:
+    """What to multiply by, to divide by a value."""
     if isinstance(value, Scalar):
-        return _scalar_fn(builder, _reciprocal, value)
+        return _scalar_fn(builder, jnp.reciprocal, value)
     if not is_number(value):
-        return NotImplemented
-    if not isinstance(value, jax.Array) and np.any(np.asarray(value) == 0):
+        return value  # the product refuses it
+    if is_concrete(value) and np.any(np.asarray(value) == 0):
         builder.fail("x / 0", "a division by zero", "divide by a number that is not zero")
-    return 1.0 / value if isinstance(value, jax.Array) else 1.0 / np.asarray(value, dtype=np.float64)
+    return np.asarray(1.0 / np.asarray(value)) if is_concrete(value) else 1.0 / value
 
 
-def _index_text(index: Any) -> str:
-    parts = index if isinstance(index, tuple) else (index,)
-
-    def one(part: Any) -> str:
-        if isinstance(part, slice):
-            ends = ["" if end is None else str(end) for end in (part.start, part.stop)]
-            return ":".join(ends) + ("" if part.step is None else f":{part.step}")
-        return {Ellipsis: "…", None: "None"}.get(part) or str(part) if part is Ellipsis or part is None else str(part)
-
-    return ", ".join(one(part) for part in parts)
-
-
-def gather(xs: Sequence[Vector], rearrange: Callable[..., np.ndarray], text: str) -> Vector:
-    """A vector whose sites are those of `xs`, rearranged: `rearrange` maps arrays of positions to one array."""
-    first = xs[0]
-    for other in xs[1:]:
-        _same_space(first.builder, _without_sites(first), _without_sites(other), "beside")
-    sources, offset = [], 0
-    for x in xs:
-        size = math.prod(x.sites)
-        sources.append(np.arange(offset, offset + size).reshape(x.sites))
-        offset += size
-    try:
-        source = np.asarray(rearrange(*sources))
-    except (IndexError, ValueError, TypeError) as error:
-        shapes = ", ".join(str(x.sites) for x in xs)
-        first.builder.fail(text.replace("{}", first.builder.text(first.position())), f"sites of shape {shapes}: {error}", "only site axes are fixed")
-    type_ = VectorType(source.shape, first.type.dim, first.type.space)
-    positions = tuple(x.position() for x in xs)
-    if len(xs) == 1 and source.shape == first.sites and (source == sources[0]).all():
-        return first
-    position = first.builder.emit(Gather(positions, IntArray.of(source), text), type_)
-    return Vector(first.builder, type_, ((Coef(), position),))
-
-
-def frozen_call(
-    builder: Builder, fn: Callable[..., Any], vectors: Sequence[Any], scalars: Sequence[Any], what: str
-) -> tuple[Any, tuple[Any, ...], tuple[int, ...], tuple[ScalarRef, ...], Sites, VectorType | None]:
-    """What Nonlin, Moment and ScalarFn share: the function as it is now, its numbers, and checked operands."""
-    try:
-        frozen, captured = freeze(fn)
-    except TypeError as error:
-        builder.fail(what, str(error), "give a function of numbers that JAX can trace")
-    for value in vectors:
-        if not isinstance(value, Vector):
-            builder.fail(what, f"{value!r} is no vector of the program", "give numbers as scalars=(…,)")
-        if value.type.space != "wide":
-            why, remedy = {
-                "input": (
-                    "an input is used as a wide vector: it has a fixed number of features",
-                    "read it through a weight first: U @ x with U = tp.weight('U', n, x.features)",
-                ),
-                "output": (
-                    "a readout is used inside the network: it is one number, not a wide vector",
-                    "apply the function to the hidden vector, or to the output after apply",
-                ),
-            }[value.type.space]
-            builder.fail(f"{what} of {builder.text(value.position())}", why, remedy)
-    type_ = None
-    for value in vectors:
-        other = _without_sites(value)
-        if type_ is not None:
-            _same_space(builder, _without_sites(vectors[0]), other, f"beside, in {what}:")
-        type_ = value.type
-    refs = []
-    for value in scalars:
+def scalars_of(builder: Builder, values: Any, what: str) -> list[Scalar]:
+    """What a call was given as scalars."""
+    if isinstance(values, Traced) or not isinstance(values, Sequence | np.ndarray):
+        builder.fail(what, f"scalars={values!r} is no tuple", "write scalars=(…,)")
+    scalars = []
+    for value in values:
         scalar = _scalar(builder, value)
-        if scalar is NotImplemented:
+        if scalar is None:
             builder.fail(what, f"{value!r} is no scalar", "give a number, an array over sites, or a Moment")
-        refs.append(scalar)
-    sites = _broadcast(builder, *(v.sites for v in (*vectors, *refs)))
-    numbers = tuple(builder.unnamed_number(value, frozen.name.partition("(")[0] + ".") for value in captured)
-    positions = tuple(v.position() for v in vectors)
-    for position in positions:
-        if not isinstance(builder.instructions[position], Nonlin):
-            builder.give_name(position, "g")
-    return frozen, numbers, positions, tuple(s.ref() for s in refs), sites, type_
+        scalars.append(scalar)
+    return scalars
+
+
+# ---- functions
 
 
 def nonlin(
@@ -398,60 +294,25 @@ def nonlin(
 ) -> Vector:
     """Nonlin: y_α = fn(x¹_α, …, xᵏ_α; θ…), elementwise over the wide axis and over sites.
 
-    `fn` is any JAX function of 0-d values, the coordinates and then `scalars` (numbers, arrays over sites, Moments). With
-    `over=axes` it sees those site axes whole, in the order given; a result with as many axes puts them back, a 0-d result
-    drops them. The function is taken as it is at the call.
+    `fn` is any JAX function of 0-d values, the coordinates and then `scalars` (numbers, arrays over sites, Moments).
+    With `over=axes` it sees those site axes whole, in the order given; a result with as many axes puts them back, a 0-d
+    result drops them. The function is taken as it is at the call.
 
-    **Raises:** `ProgramError` for vectors of different widths, inputs or readouts, sites that do not broadcast.
+    **Raises:** `ProgramError` for vectors of different widths, inputs or readouts, sites that do not broadcast,
+    functions that JAX cannot trace or that return something else.
     """
-    if not vectors or not any(isinstance(v, Vector) for v in vectors):
-        raise problem(
-            user_line(), "nonlin(fn, …)", "there is no vector of a program among the arguments",
+    first = next((v for v in vectors if isinstance(v, Traced)), None)
+    if first is None:
+        raise failure(
+            f"nonlin({function_name(fn)}, …)", "there is no vector of a program among the arguments",
             "write tp.nonlin(fn, x) with x a traced vector, inside a function given to tp.trace",
         )  # fmt: skip
-    builder = next(v for v in vectors if isinstance(v, Vector)).builder
-    what = f"nonlin({getattr(fn, '__name__', 'fn')}, …)"
-    frozen, numbers, positions, refs, sites, type_ = frozen_call(builder, fn, vectors, scalars, what)
-    assert type_ is not None
-    axes = None
-    if over is not None:
-        axes, sites = _over(builder, frozen, numbers, len(positions) + len(refs), over, sites, what)
-    result = VectorType(sites, type_.dim, "wide")
-    position = builder.emit(Nonlin(frozen, numbers, positions, refs, axes), result)
-    builder.give_name(position, "s")
-    return Vector(builder, result, ((Coef(), position),))
+    given = scalars_of(first.builder, scalars, f"nonlin({function_name(fn)}, …)")
+    position, type_ = nonlin_at(first.builder, fn, vectors, given, over)
+    return Vector(first.builder, type_, ((Coef(), position),))
 
 
-def _over(
-    builder: Builder, fn: Any, numbers: tuple[Any, ...], count: int, over: int | Sequence[int], sites: Sites, what: str
-) -> tuple[tuple[int, ...], Sites]:
-    """The axes a function sees whole, and the sites of its result."""
-    axes = (over,) if isinstance(over, int) else tuple(over)
-    if any(not -len(sites) <= axis < len(sites) for axis in axes):
-        builder.fail(what, f"over={over} names a site axis that sites {sites} do not have", "count the site axes from 0")
-    axes = tuple(axis % len(sites) for axis in axes)
-    seen = jax.ShapeDtypeStruct(tuple(sites[axis] for axis in axes), np.float32)
-    values = tuple(jax.ShapeDtypeStruct(np.shape(builder.values[n.index]), np.float32) for n in numbers)
-    shape = jax.eval_shape(lambda args, nums: fn(*args, numbers=nums), (seen,) * count, values).shape
-    if shape == ():
-        return axes, tuple(s for axis, s in enumerate(sites) if axis not in axes)
-    if len(shape) != len(axes):
-        builder.fail(
-            what, f"over {len(axes)} axes the function returns {len(shape)}", "return as many axes, or one number"
-        )
-    return axes, tuple(shape[axes.index(axis)] if axis in axes else s for axis, s in enumerate(sites))
-
-
-def _without_sites(x: Vector) -> Vector:
-    return Vector(x.builder, VectorType((), x.type.dim, x.type.space), x.terms, x.constants)
-
-
-def sum_over(x: Vector, axes: tuple[int, ...]) -> Vector:
-    """Σ over site axes."""
-    sites = tuple(s for i, s in enumerate(x.sites) if i not in axes)
-    type_ = VectorType(sites, x.type.dim, x.type.space)
-    if not axes:
-        return x
-    return Vector(x.builder, type_, ((Coef(), x.builder.emit(SiteSum(x.position(), axes), type_)),))
-
-
+def gather(xs: Sequence[Vector], rearrange: Callable[..., np.ndarray], text: str) -> Vector:
+    """A vector whose sites are those of `xs`, rearranged: `rearrange` maps arrays of positions to one array."""
+    position, type_ = gather_at(xs, rearrange, text)
+    return Vector(xs[0].builder, type_, ((Coef(), position),))

@@ -1,0 +1,5 @@
+"""The command line: `tensorprog show|check|recursion|kernel|compare`."""
+
+from tensorprog.cli.main import main
+
+__all__ = ["main"]

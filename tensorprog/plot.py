@@ -1,0 +1,80 @@
+"""Pictures. matplotlib is an extra, imported when a picture is made; no global state of pyplot is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tensorprog.errors import ProgramError, bad_argument
+
+COLOURS = {"nngp": "tab:blue", "ntk": "tab:orange"}
+LABELS = {"nngp": "NNGP", "ntk": "NTK"}
+
+
+def figure(width: float, height: float) -> Any:
+    """A new matplotlib figure.
+
+    **Raises:** `ProgramError` when matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ProgramError("pictures need matplotlib: pip install 'tensorprog[plot]'") from None
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    return made
+
+
+def comparison_figure(comparisons: Sequence[Any], path: str | Path | None = None) -> Any:
+    """A row for each comparison: errors against width on logarithmic axes with slope −1/2, then limit and widest kernels.
+
+    **Raises:** `ProgramError` when matplotlib is not installed, or `path` can't be written.
+    """
+    made = figure(15, 3.4 * len(comparisons))
+    axes = made.subplots(len(comparisons), 5, squeeze=False)
+    for row, found in zip(axes, comparisons, strict=True):
+        _errors(row[0], found)
+        for column, kind in ((1, "nngp"), (3, "ntk")):
+            _kernels(made, row[column : column + 2], found, kind)
+    if path is not None:
+        save(made, path)
+    return made
+
+
+def _errors(axis: Any, found: Any) -> None:
+    widths = np.array(found.widths, dtype=float)
+    for kind, errors in found.errors.items():
+        spread = errors.std(1, ddof=1) if errors.shape[1] > 1 else 0 * widths
+        rate = f", rate {found.rates[kind][0]:.2f}" if len(widths) > 1 else ""
+        style = {"fmt": "o-", "capsize": 3, "color": COLOURS[kind]}
+        axis.errorbar(widths, errors.mean(1), spread, label=LABELS[kind] + rate, **style)
+    start = found.errors["ntk"][0].mean()
+    axis.plot(widths, start * (widths / widths[0]) ** -0.5, "k--", linewidth=1, label="slope −1/2")
+    axis.set(xscale="log", yscale="log", xlabel="width", ylabel="relative error", title=found.name)
+    axis.legend(fontsize=8)
+
+
+def _kernels(made: Any, axes: Sequence[Any], found: Any, kind: str) -> None:
+    pictures = [_square(found.limit[kind]), _square(found.finite[kind])]
+    low, high = min(p.min() for p in pictures), max(p.max() for p in pictures)
+    for axis, picture, title in zip(axes, pictures, ("limit", f"width {found.widths[-1]}"), strict=True):
+        image = axis.imshow(picture, vmin=low, vmax=high, cmap="viridis")
+        axis.set(title=f"{LABELS[kind]}, {title}", xticks=[], yticks=[])
+    made.colorbar(image, ax=list(axes), shrink=0.8)
+
+
+def _square(kernel: np.ndarray) -> np.ndarray:
+    """A kernel as a picture: over sites, their mean."""
+    return kernel if kernel.ndim == 2 else kernel.reshape(*kernel.shape[:2], -1).mean(-1)
+
+
+def save(made: Any, path: str | Path) -> None:
+    """Write a figure; the format is the path's ending."""
+    try:
+        made.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise bad_argument("out", f"{path} can't be written ({error})", "give a path of a folder that exists") from None

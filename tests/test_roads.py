@@ -1,0 +1,90 @@
+"""Every net of the zoo by finite networks: the rate test for NNGP and NTK, and what it must not let through."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rates
+import reference
+
+import tensorprog as tp
+from tensorprog.nets import ZOO, net
+
+
+def data(program: tp.Program) -> jax.Array:
+    shape = program.structure.inputs[0].shape
+    return jnp.asarray(np.random.default_rng(7).normal(size=(3, *shape)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["nngp", "ntk"])
+@pytest.mark.parametrize("name", list(ZOO))
+def test_finite_networks_converge_to_the_limit(name: str, what: str) -> None:
+    program = ZOO[name]
+    x = data(program)
+    found = rates.rate(getattr(tp, what)(program, x), rates.samples(program, x, what))
+    assert found.holds(), str(found)
+
+
+@pytest.mark.slow
+def test_the_untied_limit_fails_against_tied_networks() -> None:
+    """Weight sharing changes the NTK of the mean readout: the rate test tells the two limits apart."""
+    program = ZOO["rnn_mean"]
+    x = data(program)
+    networks = rates.samples(program, x, "ntk")
+    assert rates.rate(tp.ntk(program, x), networks).holds()
+
+    def apart(x):
+        n = tp.Width("n")
+        u, b = tp.weight("U", n, x.features), tp.bias("b", n, var=0.1)
+        states = [tp.nonlin(jnp.tanh, u @ x[0] + b)]
+        for t in range(1, x.sites[0]):
+            w = tp.weight(f"W{t}", n, n, var=1.2)
+            states.append(tp.nonlin(jnp.tanh, w @ states[-1] + u @ x[t] + b))
+        return tp.weight("v", 1, n) @ tp.mean(tp.stack(states))
+
+    wrong = rates.rate(tp.ntk(tp.trace(apart, tp.Input(3, 4)), x), networks)
+    assert not wrong.holds(), str(wrong)
+
+
+def test_the_rate_test_sees_a_limit_that_is_two_per_cent_wrong() -> None:
+    """On made-up kernels K + n^-1/2 noise: right limits pass, wrong ones do not."""
+    rng = np.random.default_rng(0)
+    limit = np.eye(3) + 1.0
+    networks = {n: limit + rng.normal(size=(s, 3, 3)) * n**-0.5 for n, s in ((64, 60), (256, 40), (1024, 100))}
+    assert rates.rate(limit, networks).holds()
+    assert not rates.rate(1.04 * limit, networks).holds()
+
+
+@pytest.mark.parametrize("case", ["erf_last", "erf_avg", "tanh_last", "tanh_avg"])
+def test_tied_rnn_of_the_theory(case: str) -> None:
+    """The tied RNN's NTK and NNGP to the digits that an independent recursion gives (init-std convention)."""
+    entry = reference.theory("rnn_ntk_T3")
+    var_w, var_u, var_b, var_v = entry["cases"][case]["hp"]
+    fn = jax.scipy.special.erf if case.startswith("erf") else jnp.tanh
+    program = net("rnn_mean" if case.endswith("avg") else "rnn").program(
+        tp.Input(3, 4), fn=fn, var_w=var_w, var_u=var_u, var_b=var_b, var_v=var_v
+    )
+    x = jnp.asarray([entry["inputs"]["X"], entry["inputs"]["Xb"]])
+    ntk, nngp = tp.ntk(program, x, convention="init-std"), tp.nngp(program, x)
+    for pair, (i, j) in {"00": (0, 0), "01": (0, 1), "11": (1, 1)}.items():
+        expected = entry["cases"][case]["limit"][pair]
+        np.testing.assert_allclose(ntk[i, j], expected["ntk"], rtol=1e-6)
+        np.testing.assert_allclose(nngp[i, j], expected["nngp"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in reference.papers() if n.startswith("rnn_ntk")])
+@pytest.mark.parametrize("fn", ["erf", "relu"])
+def test_rnns_of_the_papers(name: str, fn: str) -> None:
+    entry, arrays = reference.paper(name)
+    hyper = {key.replace("var", "var_"): value for key, value in entry["hyper"].items()}
+    length, features = arrays["inputs"].shape[1:]
+    which = net("rnn_mean" if name.endswith("avgpool") else "rnn")
+    activation = jax.scipy.special.erf if fn == "erf" else jax.nn.relu
+    program = which.program(tp.Input(length, features), fn=activation, **hyper)
+    x = jnp.asarray(arrays["inputs"])
+    prefix = "exact" if fn == "erf" else "exact_relu"
+    np.testing.assert_allclose(tp.ntk(program, x, convention="init-std"), arrays[f"{prefix}_ntk"], rtol=1e-8)
+    np.testing.assert_allclose(tp.nngp(program, x), arrays[f"{prefix}_nngp"], rtol=1e-8)
