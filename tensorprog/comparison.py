@@ -14,7 +14,7 @@ import numpy as np
 from tensorprog import empirical
 from tensorprog.batch import require_program
 from tensorprog.errors import ProgramError, bad_argument
-from tensorprog.interpret.finite import apply, init
+from tensorprog.interpret.finite import init
 from tensorprog.kernel import kernels
 from tensorprog.plot import comparison_figure
 from tensorprog.program import Program
@@ -157,8 +157,7 @@ def _network(program: Program, width: int, x1: Any, x2: Any, dtype: Any) -> Call
     @jax.jit
     def one(key: jax.Array) -> tuple[Any, Any]:
         params = jax.tree.map(lambda p: p.astype(dtype), init(program, key, width))
-        ntk = empirical.ntk(lambda q, x: apply(program, q, x), params, x1, x2)
-        return empirical.nngp(program, params, x1, x2), ntk
+        return empirical.nngp(program, params, x1, x2), empirical.ntk(program, params, x1, x2)
 
     return one
 

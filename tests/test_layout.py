@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("gia",),
     ("show",),
     ("program",),
-    ("batch",),
+    ("batch", "data"),
     ("tracing",),
     ("nets",),
     ("transform",),

@@ -76,9 +76,8 @@ def compare_command(arguments: argparse.Namespace) -> None:
     else:
         data = data_of(arguments)
         program = program_of(arguments, data)
-        bar = _Bar(len(arguments.widths) * arguments.seeds)
-        found = [compare(program, _cast(data), widths=arguments.widths, seeds=arguments.seeds, progress=bar)]
-        bar.close()
+        with _Bar(len(arguments.widths) * arguments.seeds) as bar:
+            found = [compare(program, _cast(data), widths=arguments.widths, seeds=arguments.seeds, progress=bar)]
         print(found[0])
     save(comparison_figure(found), out)
     print(f"picture written to {out}")
@@ -89,15 +88,14 @@ def _digits(arguments: argparse.Namespace) -> list[Comparison]:
     count = 20 if arguments.inputs is None else arguments.inputs
     images = digits(count)
     print(f"{count} handwritten digits (8×8, scikit-learn): finite networks against their infinite-width limits\n")
-    bar = _Bar(2 * len(arguments.widths) * arguments.seeds)
     found = []
-    for name, x in (("rnn", images), ("mlp", images.reshape(count, -1))):
-        program = net(name).program(Input(*x.shape[1:]))
-        result = compare(program, _cast(x), widths=arguments.widths, seeds=arguments.seeds, progress=bar)
-        bar.clear()
-        print(result, end="\n\n")
-        found.append(result)
-    bar.close()
+    with _Bar(2 * len(arguments.widths) * arguments.seeds) as bar:
+        for name, x in (("rnn", images), ("mlp", images.reshape(count, -1))):
+            program = net(name).program(Input(*x.shape[1:]))
+            result = compare(program, _cast(x), widths=arguments.widths, seeds=arguments.seeds, progress=bar)
+            bar.clear()
+            print(result, end="\n\n")
+            found.append(result)
     return found
 
 
@@ -107,27 +105,30 @@ def _cast(x: np.ndarray) -> np.ndarray:
 
 
 class _Bar:
-    """A progress bar on stderr, when tqdm is there; called once a network."""
+    """A progress bar on stderr, when tqdm is there: called once a network, from the first one on; a context manager."""
 
     def __init__(self, total: int):
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            self.bar = None
-        else:
-            self.bar = tqdm(total=total, unit="net", desc="finite networks", leave=False, file=sys.stderr)
+        self.total, self.bar = total, None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
     def __call__(self) -> None:
-        if self.bar is not None:
-            self.bar.update()
+        if self.bar is None:
+            try:
+                from tqdm import tqdm
+            except ImportError:
+                return
+            self.bar = tqdm(total=self.total, unit="net", desc="finite networks", leave=False, file=sys.stderr)
+        self.bar.update()
 
     def clear(self) -> None:
         if self.bar is not None:
             self.bar.clear()
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
 
 def _writable(path: str | None) -> None:

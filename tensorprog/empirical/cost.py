@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 #: Forming a Jacobian writes outer products and is bound by memory; a block of examples must be longer than this before
-#: it pays against NTK-vector products, which are matrix products throughout. (Measured on CPU: dense and recurrent nets.)
+#: it pays against NTK-vector products, which are matrix products throughout. (Measured on CPU.)
 SHORTEST_BLOCK = 30
 
 

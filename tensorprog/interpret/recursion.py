@@ -41,7 +41,7 @@ class Recursion:
         self.program = program
         self.targets = tuple((o, o) for o in structure.outputs)
         self.moments = moments(structure, self.targets)
-        values = np.asarray(self.moments.demand.linear.monomials.values(_concrete(program), np.float64))
+        values = np.asarray(self.moments.demand.linear.monomials.values(_concrete(program), jnp.result_type(float)))
         weights = parameter_weights(Program(structure, _concrete(program)), "multiplier-std", None).tolist()
         self.writer = Writer(self.moments, Printer(structure, program.leaves), values, weights)
 

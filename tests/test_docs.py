@@ -1,0 +1,41 @@
+"""Documents are true: their Python runs, the recursions pasted into them are what is printed, notebooks execute."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+import tensorprog as tp
+from tensorprog.nets import net
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall(path.read_text(encoding="utf-8")) if kind == language]
+
+
+@pytest.mark.parametrize("path", ["README.md"])
+def test_python_in_documents_runs(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    space: dict[str, object] = {}
+    for block in blocks(ROOT / path, "python"):
+        exec(compile(block, path, "exec"), space)
+    assert "C(s{i}) = V_tanh C(g{i})" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "shape"), [("mlp", (10,)), ("resnet_mlp", (10,)), ("rnn", (8, 16)), ("rnn_mean", (8, 16))])
+def test_recursions_in_documents_are_what_is_printed(name: str, shape: tuple[int, ...]) -> None:
+    printed = str(tp.recursion(net(name).program(tp.Input(*shape))))
+    assert printed in [block.rstrip("\n") for block in blocks(ROOT / "docs" / "recursions.md", "text")]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_execute(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
+    assert all(cell.get("outputs") for cell in notebook.cells if cell.cell_type == "code" and cell.source.endswith(")"))
