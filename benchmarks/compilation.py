@@ -1,7 +1,8 @@
 """What a first call costs, and what a second: `python benchmarks/compilation.py`.
 
-Deep and recurrent programs are unrolled by Python; runs of equal groups of equations are loops, so that compilation does
-not grow with depth or length. Every figure is from a process of its own, with no cache of compiled functions.
+Deep and recurrent programs are unrolled by Python; runs of equal groups of equations are loops, so that
+compilation does not grow with depth or length. Every figure is from a process of its own, with no cache of compiled
+functions.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import subprocess
 import sys
 
 CASES = {
-    "mlp, relu, depth 100, NTK of 5 inputs": "program, x = nets.net('mlp').program(tp.Input(10), depth=100), data(5, 10)",
+    "mlp, relu, depth 100, NTK of 5 inputs": (
+        "program, x = nets.net('mlp').program(tp.Input(10), depth=100), data(5, 10)"
+    ),
     "mlp, relu, depth 100, NTK of 1000 inputs": (
         "program, x = nets.net('mlp').program(tp.Input(10), depth=100), data(1000, 10)"
     ),
@@ -46,7 +49,9 @@ print(*times)
 def main() -> None:
     print(f"{'NTK, float64':<45} {'first call':>11} {'again':>9} {'another N':>11}")
     for name, case in CASES.items():
-        done = subprocess.run([sys.executable, "-c", CODE.format(case=case)], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", CODE.format(case=case)], capture_output=True, text=True, check=True
+        )
         first, again, other = (float(part) for part in done.stdout.split())
         print(f"{name:<45} {first:>9.2f} s {again:>7.2f} s {other:>9.2f} s")
 

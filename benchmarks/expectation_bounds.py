@@ -153,7 +153,7 @@ def truth(one: Case, two: Case, a: float, b: float, c: float) -> tuple[float, fl
         value, size = float(np.sum(wx * phi * psi)), float(np.sum(wx * np.abs(phi * psi)))
     else:
         cuts = _edges(two, sb, -REACH, REACH)
-        largest = np.abs(two.numpy(sb * np.linspace(-3, 3, 50))).max()
+        largest = np.abs(two.numpy(sb * np.linspace(-REACH, REACH, 201))).max()
         for xi, weight, f in zip(x[keep], wx[keep], phi[keep], strict=True):
             for end in (10.5, REACH):
                 w_edges = (cuts - r * xi) / s
@@ -219,7 +219,7 @@ def ratios(rows: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     own = np.array([4e-15 * r["size"] for r in rows])
     floor = np.array([1e-14 * r["size"] + 1e-30 * r["scale"] for r in rows]) + 1e-150
     bound = np.array([r["bound"] for r in rows])
-    scale = np.array([max(r["scale"], 1e-300) for r in rows])
+    scale = np.array([max(r["scale"], 1e-150) for r in rows])
     return bound / np.maximum(error, floor), error <= bound + own, error / scale
 
 

@@ -32,7 +32,7 @@ from tensorprog.program import Program
 from tensorprog.tracing.builder import Width
 from tensorprog.tracing.declare import bias, weight
 from tensorprog.tracing.run import moment, named, scalar, trace
-from tensorprog.tracing.sites import concat, mean, reshape, stack, sum  # noqa: A004
+from tensorprog.tracing.sites import concat, mean, reshape, stack, sum
 from tensorprog.tracing.values import nonlin
 
 __all__ = [

@@ -45,7 +45,7 @@ class Comparison:
         **Raises:** `ProgramError` for fewer than two widths.
         """
         if len(self.widths) < 2:
-            raise bad_argument("widths", f"one width ({self.widths[0]}) has no rate", "compare at two widths or more")
+            raise bad_argument("widths", "one width has no rate", "compare at two widths or more")
         return {kind: fitted_rate(self.widths, self.errors[kind]) for kind in KINDS}
 
     @property
@@ -103,11 +103,11 @@ def compare(
 ) -> Comparison:
     """Finite networks of growing width beside their limit: NNGP and NTK at `x1` (against `x2`).
 
-    For each width and seed a network is drawn; its NTK is `tp.empirical.ntk`, its NNGP the output's covariance given all
-    but the readout. The finite networks run in the inputs' dtype. `progress=True` shows a bar; a function is called
+    For each width and seed a network is drawn; its NTK is `tp.empirical.ntk`, its NNGP the output's covariance given
+    all but the readout. The finite networks run in the inputs' dtype. `progress=True` shows a bar; a function is called
     after each network.
 
-    **Raises:** `ProgramError` for widths or seeds that are no positive ints, several outputs, and all that `tp.ntk` does.
+    **Raises:** `ProgramError` for widths or seeds that are no positive ints, several outputs, and where `tp.ntk` does.
 
     ```python
     >>> import jax, tensorprog as tp
@@ -125,7 +125,7 @@ def compare(
     limits = kernels(program, x1, x2)
     limit = {"nngp": np.asarray(limits.nngp, np.float64), "ntk": np.asarray(limits.ntk, np.float64)}
     dtype = limits.ntk.dtype
-    cast = lambda x: None if x is None else jax.tree.map(lambda a: jnp.asarray(a, dtype), x)  # noqa: E731
+    cast = lambda x: None if x is None else jax.tree.map(lambda a: jnp.asarray(a, dtype), x)
     x1, x2 = cast(x1), cast(x2)
     key = jax.random.key(0) if key is None else key
     step, close = _bar(progress, len(widths) * seeds)
@@ -146,9 +146,7 @@ def compare(
             errors[kind].append(rows[kind])
         finite = totals
     close()
-    return Comparison(
-        program.structure.name, widths, {kind: np.array(errors[kind]) for kind in KINDS}, limit, finite
-    )
+    return Comparison(program.structure.name, widths, {kind: np.array(errors[kind]) for kind in KINDS}, limit, finite)
 
 
 def _network(program: Program, width: int, x1: Any, x2: Any, dtype: Any) -> Callable[[jax.Array], tuple[Any, Any]]:
@@ -164,10 +162,7 @@ def _network(program: Program, width: int, x1: Any, x2: Any, dtype: Any) -> Call
 
 def _positive(name: str, values: Sequence[int]) -> tuple[int, ...]:
     """Positive ints, at least one."""
-    try:
-        found = tuple(values)
-    except TypeError:
-        found = (values,)
+    found: tuple[Any, ...] = tuple(values) if isinstance(values, Sequence | np.ndarray) else (values,)
     for value in found:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise bad_argument(name, f"{value!r} is no positive int", f"give {name} of at least 1")

@@ -13,7 +13,7 @@ DIGITS = "digits"
 
 
 def digits(count: int = 20) -> np.ndarray:
-    """The first `count` handwritten digits of scikit-learn that go through the classes in turn, (count, 8, 8), standardised.
+    """Handwritten digits of scikit-learn, (count, 8, 8), the ten classes in turn, standardised.
 
     **Raises:** `ProgramError` when scikit-learn is not installed.
     """
@@ -80,7 +80,9 @@ def _csv(path: str) -> np.ndarray:
         with open(path, newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise bad_argument("data", f"{path} can't be read ({error})", "give a text file of comma-separated numbers") from None
+        raise bad_argument(
+            "data", f"{path} can't be read ({error})", "give a text file of comma-separated numbers"
+        ) from None
     if rows and not any(_is_number(cell) for cell in rows[0]):
         rows = rows[1:]
     if not rows:

@@ -16,7 +16,7 @@ from tensorprog.show import Printer
 
 
 def check_expectations(program: Program, m: Moments, same: Any) -> None:
-    """Refuse E φ(u)² that is infinite at a variance that the inputs reach; `same` holds same-input blocks (B, cells, n).
+    """Refuse E φ(u)² that is infinite at a variance that the inputs reach; `same` has values (blocks, cells, n).
 
     **Raises:** `ProgramError` at the Nonlin's line, naming the function and the variance.
     """
@@ -25,8 +25,8 @@ def check_expectations(program: Program, m: Moments, same: Any) -> None:
     for equation in m.demand.cross.equations:
         if isinstance(equation, PairEq):
             for phi, cells, numbers, side in (
-                (equation.phi, equation.left, equation.phi_numbers, 1),
-                (equation.psi, equation.right, equation.psi_numbers, 2),
+                (equation.phi, equation.left, equation.phi_numbers, 0),
+                (equation.psi, equation.right, equation.psi_numbers, 1),
             ):
                 if polynomially_bounded(phi):
                     continue
@@ -34,7 +34,8 @@ def check_expectations(program: Program, m: Moments, same: Any) -> None:
                 largest = float(np.max(same.value[:, m.same.kept(cells)]))
                 if largest > seen.get(key, -1.0):
                     seen[key] = largest
-                owners.setdefault(key, m.demand.cross.owners[int(equation.out[0])][side])
+                _, *pair = m.demand.cross.owners[int(equation.out[0])]
+                owners.setdefault(key, pair[side])
     if not seen:
         return
     dtype = same.value.dtype

@@ -48,8 +48,8 @@ def nngp(program: Program, x1: Any = None, x2: Any = None, *, progress: bool = F
     Returns (N1, N2, *S, *S) for a readout over sites S, in the inputs' dtype; a tuple for several outputs. For a wide
     vector it is its second moment lim h·h̄/n. Differentiable in x1, x2 and the program's numbers.
 
-    **Raises:** `ProgramError` for data that do not fit, W and Wᵀ both used forward, Moments and functions of more than two
-    dependent Gaussians, expectations that do not exist.
+    **Raises:** `ProgramError` for data that do not fit, W and Wᵀ both used forward, Moments and functions of more than
+    two dependent Gaussians, expectations that do not exist.
 
     Source: Tensor Programs I (1910.12478), Theorem 5.4 and Corollary 5.5.
     """
@@ -90,7 +90,7 @@ def kernels(
     widths: Mapping[str, int] | int | None = None,
     progress: bool = False,
 ) -> Any:
-    """Both kernels in one pass, `.nngp` and `.ntk`; with `error=True` also `.error`, bounds `.error.nngp`, `.error.ntk`.
+    """Both kernels in one pass, `.nngp` and `.ntk`; `error=True` adds `.error`, bounds `.error.nngp`, `.error.ntk`.
 
     The bounds cover what quadrature and series leave out and rounding, both carried through the recursion to first
     order. Arguments and shapes as for `ntk`.
@@ -296,7 +296,7 @@ class _Grid:
     def blocked(self, size: int) -> tuple[Any, Any, np.ndarray, tuple[int, int]]:
         b1 = tiles.blocks(self.x1, size) if self.x1 else ()
         b2 = b1 if self.alone else tiles.blocks(self.x2, size)
-        counts = (b1[0].shape[0], b2[0].shape[0]) if b1 else (1, 1)
+        counts = (-(-self.n1 // size), -(-self.n2 // size))
         return b1, b2, tiles.pairs(*counts, self.symmetric), counts
 
     def valid(self, i: Any, j: Any, size: int) -> Array:
@@ -337,7 +337,8 @@ class _Grid:
         if not b1:
             left = self.same(())
             tile = self.tile((), (), left, left, self.valid(0, 0, 1))
-            return _Found(*(jax.tree.map(lambda a: a[None], b) for b in (left, self.diagonal((), left), tile)), index)
+            one_block = jax.tree.map(lambda a: a[None], (left, self.diagonal((), left), tile))
+            return _Found(one_block[0], one_block[1], one_block[2], index)
         left = jax.lax.map(self.same, b1)
         right = left if self.alone else jax.lax.map(self.same, b2)
         diagonal = jax.lax.map(lambda pair: self.diagonal(*pair), (b1, left)) if self.alone else None

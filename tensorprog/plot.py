@@ -30,7 +30,7 @@ def figure(width: float, height: float) -> Any:
 
 
 def comparison_figure(comparisons: Sequence[Any], path: str | Path | None = None) -> Any:
-    """A row for each comparison: errors against width on logarithmic axes with slope −1/2, then limit and widest kernels.
+    """A row for each comparison: errors against width with the slope −1/2, then limit and widest kernels.
 
     **Raises:** `ProgramError` when matplotlib is not installed, or `path` can't be written.
     """

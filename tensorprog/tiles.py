@@ -1,7 +1,8 @@
 """Tiles: kernels of any number of inputs, evaluated for blocks of pairs of one fixed shape.
 
-One compilation serves every N: inputs are filled up to whole blocks with copies of a real example, and pairs that nobody
-wants are marked. Without x2 only the upper triangle of blocks is computed, and mirrored. Concrete inputs run a host
+One compilation serves every N: inputs are filled up to whole blocks with copies of a real example, and pairs that
+nobody wants are marked.
+Without x2 only the upper triangle of blocks is computed, and mirrored. Concrete inputs run a host
 loop; inside a user's transformation the same function runs in a `lax.map`.
 """
 
@@ -21,7 +22,7 @@ BYTES = 4 * 2**20
 
 
 def side(rows: int, *, small: bool) -> int:
-    """The side of a tile whose buffer has so many rows: a power of two from 4 to 64 (to 32 where an entry is costly)."""
+    """The side of a tile whose buffer has so many rows: a power of two from 4 to 64 (32 where entries are costly)."""
     largest = 32 if small else 64
     while largest > 4 and rows * largest**2 * 8 > BYTES:
         largest //= 2
@@ -74,7 +75,7 @@ def assemble(tiles: Array, index: np.ndarray, counts: tuple[int, int], ns: tuple
 
 
 def mirrored(whole: Array, swap: np.ndarray, diagonal: Array, xp: Any) -> Array:
-    """Symmetric kernels (R, N, N): below the diagonal a copy of above with sites swapped (`swap`), the given diagonal."""
+    """Symmetric kernels (R, N, N): a copy of what is above the diagonal below it, sites swapped; the given diagonal."""
     n = whole.shape[1]
     above = np.triu(np.ones((n, n), dtype=bool), 1)
     upper = xp.where(above, whole, 0)

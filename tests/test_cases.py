@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -76,8 +77,6 @@ def test_x2_is_named_too() -> None:
 
 @pytest.mark.parametrize("width", [0, -3, 2.5, True, {"m": 4}])
 def test_bad_widths(width: Any) -> None:
-    import jax
-
     with pytest.raises(tp.ProgramError, match="width"):
         tp.init(ZOO["mlp"], jax.random.key(0), width)
 
@@ -88,6 +87,7 @@ def test_an_unknown_zoo_name_lists_the_names() -> None:
 
 
 def test_views_of_what_is_no_program() -> None:
+    wrong: Any = lambda x: x
     for view in (tp.ntk, tp.check, tp.recursion):
         with pytest.raises(tp.ProgramError, match=r"tp\.trace"):
-            view(lambda x: x)
+            view(wrong)

@@ -64,12 +64,12 @@ def test_a_file_of_the_users(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 
 def test_compare_writes_table_and_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     picture = tmp_path / "c.png"
-    code, out, _ = run(
-        capsys, "compare", "--widths", "16,32", "--seeds", "2", "--inputs", "10", "--out", str(picture)
-    )
+    code, out, _ = run(capsys, "compare", "--widths", "16,32", "--seeds", "2", "--inputs", "10", "--out", str(picture))
     assert code == 0 and picture.exists()
     assert "rnn: relative" in out and "mlp: relative" in out and out.count("rate") == 2
-    code, out, _ = run(capsys, "compare", "mlp", "--widths", "16", "--seeds", "1", "--inputs", "3", "--out", str(picture))
+    code, out, _ = run(
+        capsys, "compare", "mlp", "--widths", "16", "--seeds", "1", "--inputs", "3", "--out", str(picture)
+    )
     assert code == 0 and "rate" not in out
 
 
@@ -88,8 +88,8 @@ def bad(tmp_path: Path) -> list[tuple[list[str], str]]:
     (tmp_path / "nan.csv").write_text("1,2,3,4\n1,nan,3,4\n")
     np.save(tmp_path / "none.npy", np.zeros((0, 4)))
     np.save(tmp_path / "text.npy", np.array([["a"]]))
-    data = lambda name: ["kernel", "mlp", "--data", str(tmp_path / name)]  # noqa: E731
-    case = lambda name: f"{CASES / name}.py:net"  # noqa: E731
+    data = lambda name: ["kernel", "mlp", "--data", str(tmp_path / name)]
+    case = lambda name: f"{CASES / name}.py:net"
     return [
         (["show", "mpl"], "mlp_tied"),
         (["show", str(tmp_path / "missing.py:net"), "--input", "4"], "no file"),

@@ -28,7 +28,9 @@ def test_errors_are_those_of_the_finite_networks() -> None:
     params = tp.init(program, key, 64)
     ntk = tp.empirical.ntk(lambda p, y: tp.apply(program, p, y), params, x)
     limit = tp.ntk(program, x)
-    np.testing.assert_allclose(found.errors["ntk"][1, 1], np.linalg.norm(ntk - limit) / np.linalg.norm(limit), rtol=1e-8)
+    np.testing.assert_allclose(
+        found.errors["ntk"][1, 1], np.linalg.norm(ntk - limit) / np.linalg.norm(limit), rtol=1e-8
+    )
     np.testing.assert_allclose(found.limit["ntk"], limit)
 
 

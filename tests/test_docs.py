@@ -28,7 +28,9 @@ def test_python_in_documents_runs(path: str, capsys: pytest.CaptureFixture[str])
     assert "C(s{i}) = V_tanh C(g{i})" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "shape"), [("mlp", (10,)), ("resnet_mlp", (10,)), ("rnn", (8, 16)), ("rnn_mean", (8, 16))])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("mlp", (10,)), ("resnet_mlp", (10,)), ("rnn", (8, 16)), ("rnn_mean", (8, 16))]
+)
 def test_recursions_in_documents_are_what_is_printed(name: str, shape: tuple[int, ...]) -> None:
     printed = str(tp.recursion(net(name).program(tp.Input(*shape))))
     assert printed in [block.rstrip("\n") for block in blocks(ROOT / "docs" / "recursions.md", "text")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +30,7 @@ def outer(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_mlp_values() -> None:
-    """C(g^l) = σ_w² C(s^{l-1}) + σ_b², C(s^l) = V C(g^l); D(s^L) = σ_v², D(g^l) = V' C(g^l) D(s^l), D(s^{l-1}) = σ_w² D(g^l)."""
+    """C(g^l) = σ_w² C(s^{l-1}) + σ_b², C(s^l) = V C(g^l); D(s^L) = σ_v², D(g^l) = V' C(g^l) D(s^l)."""
     sw, sb, sv, depth = 1.7, 0.3, 0.8, 4
     program = net("mlp").program(tp.Input(5), fn=jax.scipy.special.erf, depth=depth, var_w=sw, var_b=sb, var_v=sv)
     x, y = inputs(5)
@@ -76,7 +78,7 @@ def test_residual_values() -> None:
         d = d + sw * dh
 
 
-def tied_rnn(x: np.ndarray, y: np.ndarray, sw: float, su: float, sb: float) -> dict[str, np.ndarray]:
+def tied_rnn(x: np.ndarray, y: np.ndarray, sw: float, su: float, sb: float) -> dict[Any, np.ndarray]:
     """Forward moments of all pairs of times: C(g_t, g_r), C(s_t, s_r) between x and y."""
     times, d = x.shape[1:]
     found = {}

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import layers
 import numpy as np
 import pytest
+import reference
 
 import tensorprog as tp
-import layers
-import reference
 
 CASES = [n for n in reference.names() if not reference.case(n).ops & layers.NOT_YET]
 KINKED = {"Relu", "LeakyRelu", "ABRelu", "Abs", "Sign", "RectifiedMonomial"}
 
 
 def tolerance(case: reference.Case, array: str) -> float:
-    """1e-10, 1e-6 where the reference's angles of (anti)parallel pairs carry its own rounding, or its own quadrature's."""
+    """1e-9; 1e-6 where the reference's angles of (anti)parallel pairs carry its own rounding; or its quadrature's."""
     if "Numerical" in case.ops:
         return max(2 * case.quadrature.get(array, 0.0), 1e-5)
     return 1e-6 if case.ops & KINKED else 1e-9

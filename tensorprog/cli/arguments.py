@@ -123,7 +123,9 @@ def _module(path: Path) -> Any:
     except ProgramError:
         raise
     except Exception as error:
-        raise bad_argument("PROGRAM", f"importing {path} raises {type(error).__name__}: {error}", "mend the file") from None
+        raise bad_argument(
+            "PROGRAM", f"importing {path} raises {type(error).__name__}: {error}", "mend the file"
+        ) from None
     finally:
         sys.path.pop(0)
     return module
@@ -136,4 +138,6 @@ def _check_keywords(fn: Callable[..., Any], keywords: dict[str, Any], name: str)
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY or p.default is not p.empty]
     for keyword in keywords:
         if keyword not in known:
-            raise bad_argument("--set", f"{name} has no keyword {keyword!r}", f"its keywords are {', '.join(known) or 'none'}")
+            raise bad_argument(
+                "--set", f"{name} has no keyword {keyword!r}", f"its keywords are {', '.join(known) or 'none'}"
+            )

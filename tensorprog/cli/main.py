@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.cli.arguments import add_data, add_program, data_of, integers, program_of
@@ -51,7 +52,7 @@ def kernel_command(arguments: argparse.Namespace) -> None:
     program = program_of(arguments, data)
     _writable(arguments.out)
     start = time.perf_counter()
-    x = data.astype(np.float64 if jax.config.jax_enable_x64 else np.float32)
+    x = data.astype(np.float32 if arguments.float32 else np.float64)
     found = kernels(program, x, convention=arguments.convention, progress=sys.stderr.isatty())
     seconds = time.perf_counter() - start
     arrays = {kind: np.asarray(getattr(found, kind)) for kind in ("nngp", "ntk") if arguments.what in (kind, "both")}
@@ -64,7 +65,8 @@ def kernel_command(arguments: argparse.Namespace) -> None:
             print(kernel[:4, :4] if kernel.ndim == 2 else kernel[0, 0])
     print(f"{len(data)} inputs in {seconds:.1f} s, compilation included")
     if arguments.out:
-        np.savez(arguments.out, **arrays)
+        with open(arguments.out, "wb") as file:
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
         print(f"written to {arguments.out}")
 
 
@@ -178,7 +180,9 @@ def parser() -> argparse.ArgumentParser:
 
 def add_compare(one: argparse.ArgumentParser) -> None:
     one.add_argument("program", metavar="PROGRAM", nargs="?", help="a name of the zoo or file.py:function")
-    one.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings", help="a keyword of it")
+    one.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="settings", help="a keyword of it"
+    )
     one.add_argument("--input", metavar="8,16", help="shape of one example: sites, then features")
     add_data(one)
     one.add_argument("--widths", type=integers, default=WIDTHS, metavar="64,128", help="widths (default: 64,…,2048)")
@@ -191,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0, or 1 with a one-line reason for a user's mistake (2 for wrong usage, as argparse has it)."""
     arguments = parser().parse_args(argv)
     double = arguments.command in ("kernel", "recursion") and not getattr(arguments, "float32", False)
-    before = jax.config.jax_enable_x64
+    before = jnp.result_type(float) == np.float64
     try:
         jax.config.update("jax_enable_x64", double)
         arguments.run(arguments)
@@ -209,4 +213,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         jax.config.update("jax_enable_x64", before)
     return 0
-

@@ -164,7 +164,7 @@ def unary(expr: Expr | None, count: int) -> tuple[Elementwise, tuple[int, ...]]:
 
 def _renumbered(expr: Expr) -> Expr:
     """The same expression with its one Gaussian in slot 0."""
-    return remap(expr, {index: 0 for index in slots(expr)}, 0)
+    return remap(expr, dict.fromkeys(slots(expr), 0), 0)
 
 
 def remap(expr: Expr, gaussians: dict[int, int], offset: int) -> Expr:
@@ -228,11 +228,9 @@ class _Composer:
 
     def slot(self, position: int, sites: np.ndarray) -> Expr:
         """A Gaussian: its centred part in a slot, its mean added when it has one."""
-        for index, (other, where) in enumerate(self.gaussians):
-            if other == position and (where == sites).all():
-                break
-        else:
-            index = len(self.gaussians)
+        known = (i for i, (other, at) in enumerate(self.gaussians) if other == position and (at == sites).all())
+        index = next(known, len(self.gaussians))
+        if index == len(self.gaussians):
             self.gaussians.append((position, sites))
         means = self.linear.constant(position, sites[:, None])
         if not means:
@@ -301,5 +299,3 @@ class _Composer:
             raise _Mixed([mine for _, mine, _ in parts])
         x, _, own = parts[0]
         return self.expr(x, own)
-
-

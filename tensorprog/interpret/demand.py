@@ -8,7 +8,6 @@ of single sites never builds all pairs, and pooling does.
 
 from __future__ import annotations
 
-
 import numpy as np
 
 from tensorprog.interpret.composite import Composite, Slot, composites
@@ -139,7 +138,7 @@ class Demand:
         coef = coef.reshape(-1, 1)
         cells, coefs, seeds = terms
         coefs = self.linear.monomials.times(coefs, coef)
-        seeds = self.scale_seed(seeds, coef).astype(np.int64)
+        seeds = np.asarray(self.scale_seed(seeds, coef), dtype=np.int64)
         return cells.reshape(count, -1), coefs.reshape(count, -1), seeds.reshape(count, -1)
 
     def atoms(self, system: System, a: Term, b: Term, pu: Array, pv: Array) -> Terms | None:
@@ -193,9 +192,7 @@ class Demand:
             case _:
                 return None
 
-    def product_moment(
-        self, system: System, w: int, x: int, y: int, transposed: bool, pu: Array, pv: Array
-    ) -> Terms:
+    def product_moment(self, system: System, w: int, x: int, y: int, transposed: bool, pu: Array, pv: Array) -> Terms:
         """E (W x)(W x̄) = var · E x x̄ (times rows/cols for Wᵀ); the own term of W is E x x̄."""
         linear, weight = self.linear, self.structure.weights[w]
         rows: Dim = weight.rows
@@ -211,7 +208,7 @@ class Demand:
         parts += self.constant_parts(system, left, right, c, d, len(pu))
         cells, coefs, seeds = joined(parts, len(pu))
         own = linear.monomials.times(coefs, ratio)
-        seeds = self.seed_with(self.scale_seed(seeds, var), w, own).astype(np.int64)
+        seeds = np.asarray(self.seed_with(self.scale_seed(seeds, var), w, own), dtype=np.int64)
         return cells, linear.monomials.times(coefs, var), seeds
 
     def leaf(self, system: System, i: int, j: int, pu: Array, pv: Array) -> Array:
@@ -316,4 +313,3 @@ def joined(parts: list[Terms], count: int) -> Terms:
     cells, coefs, seeds = (np.concatenate([p[k] for p in parts], axis=1) for k in range(3))
     keep = ((cells != ZERO) & ((coefs != 0) | (seeds != 0))).any(axis=0)
     return cells[:, keep], coefs[:, keep], seeds[:, keep]
-

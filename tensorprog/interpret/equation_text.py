@@ -263,8 +263,8 @@ def families(lines: Sequence[Line]) -> list[Family]:
     found: dict[tuple[str, str, str], list[tuple[int, int]]] = {}
     for line in lines:
         base = _base(line.lhs)
-        template = tuple(_relative(text, base) for text in (line.lhs, line.rhs))
-        found.setdefault((*template, line.note), []).append(base)
+        key = (_relative(line.lhs, base), _relative(line.rhs, base), line.note)
+        found.setdefault(key, []).append(base)
     result = []
     for (lhs, rhs, note), places in found.items():
         if len(places) < 3:

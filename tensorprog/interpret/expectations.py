@@ -59,9 +59,7 @@ class Node:
     on_right: bool
 
 
-def expectation_cells(
-    ask: Asker, system: System, left: Side, right: Side | None, label: Label, key: int
-) -> Array:
+def expectation_cells(ask: Asker, system: System, left: Side, right: Side | None, label: Label, key: int) -> Array:
     """Cells of E F(left) F̄(right), or of E F(left), with the equations that define them."""
     cells = np.zeros(len(left.at), dtype=np.int64)
     for pairs, shared in _patterns(ask, system, left, right):
@@ -214,10 +212,10 @@ class _Expectation:
         where = tuple(tuple(self.where(system, a, b) for b in nodes) for a in nodes)
         slots_of = [tuple(place[node] for node in side) for side in read]
         out = self.new(label, system)
-        equation = JointEq(
-            out, Vectorial(remap(whole_left, place, 0)),
-            None if whole_right is None else Vectorial(remap(whole_right, place, 0)), *slots_of, len(nodes), cov, where, self.stacked(tuple(range(len(self.numbers)))),
-        )  # fmt: skip
+        right_side = None if whole_right is None else Vectorial(remap(whole_right, place, 0))
+        numbers = self.stacked(tuple(range(len(self.numbers))))
+        left_side = Vectorial(remap(whole_left, place, 0))
+        equation = JointEq(out, left_side, right_side, slots_of[0], slots_of[1], len(nodes), cov, where, numbers)
         system.emit(equation, self.key)
         return out
 

@@ -73,7 +73,7 @@ class Monomials:
         """Products of positions, elementwise where they are arrays."""
         if np.ndim(left) == 0 and np.ndim(right) == 0:
             return self.multiply(int(left), int(right))
-        return np.frompyfunc(self.multiply, 2, 1)(left, right).astype(np.int64)
+        return np.asarray(np.frompyfunc(self.multiply, 2, 1)(left, right), dtype=np.int64)
 
     def values(self, leaves: Sequence[Any], dtype: Any) -> Any:
         """All monomials' values, one array."""
@@ -96,7 +96,7 @@ class Monomials:
 class Term:
     """coef · atom at given sites: `sites` and `coef` are (P, r), summed over r; `atom` is an instruction's position.
 
-    An atom that is `opened` is taken by what defines it (a matrix product, a bias); one that is not, by its own moments.
+    An atom that is `opened` is taken by what defines it (a matrix product, a bias); another by its own moments.
     """
 
     atom: int
@@ -210,7 +210,7 @@ class Linear:
         return np.broadcast_to(np.array(ids).reshape(shape), sites).reshape(-1)
 
     def ratio(self, rows: Dim, cols: Dim) -> int:
-        """rows/cols of a transpose between two widths: Wᵀ's entries have variance var/cols and its rows have length rows."""
+        """rows/cols of a transpose: Wᵀ's entries have variance var/cols, and its rows have length rows."""
         nums = dict(self.structure.widths)
         if rows == cols:
             return self.monomials.one

@@ -38,7 +38,7 @@ class Alone:
 class Context:
     """What the equations of one evaluation read besides the buffer; `left` and `right` in the crossing system only.
 
-    `matched` takes each input with itself, (n,) in place of all pairs (n1, n2); `valid` marks the pairs that are wanted.
+    `matched` takes each input with itself, (n,) in place of all pairs (n1, n2); `valid` marks pairs that are wanted.
     """
 
     inputs: tuple[tuple[Array, ...], tuple[Array, ...]]
@@ -107,16 +107,19 @@ def _group(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffe
     if deltas is not None and tangent is not None:
         tangent = tangent + deltas[arrays["ids"]]
 
+    shape = (out.shape[0], *buffer.value.shape[1:])
+
     def put(old: Array | None, new: Array | None) -> Array | None:
         if old is None:
             return None
-        shape = (out.shape[0], *old.shape[1:])
         return old.at[out].set(jnp.zeros(shape, old.dtype) if new is None else jnp.broadcast_to(new, shape))
 
     return Buffer(
-        put(buffer.value, value), put(buffer.tangent, tangent), put(buffer.error, error),
+        buffer.value.at[out].set(jnp.broadcast_to(value, shape)),
+        put(buffer.tangent, tangent),
+        put(buffer.error, error),
         put(buffer.tangent_error, tangent_error),
-    )  # fmt: skip
+    )
 
 
 Result = tuple[Array, Array | None, Array | None, Array | None]
@@ -174,13 +177,11 @@ def _pair(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer
     else:
         a = context.spread(context.left.value[arrays["left"]], "left")
         b = context.spread(context.right.value[arrays["right"]], "right")
-        if "left_line" in arrays:
-            given = tuple(
-                jax.tree.map(lambda x: context.spread(x[arrays[f"{side}_line"]], side), known.sides[index])  # noqa: B023
-                for side, known, index in (
-                    ("left", context.left, group.tables[0]), ("right", context.right, group.tables[1])
-                )
-            )  # fmt: skip
+        if group.tables is not None:
+            given = (
+                _known(context, "left", context.left.sides[group.tables[0]], arrays["left_line"]),
+                _known(context, "right", context.right.sides[group.tables[1]], arrays["right_line"]),
+            )
         if context.valid is not None:
             cov = jnp.where(context.valid, cov, 0.0)
     itself = jnp.asarray(arrays["left"] == arrays["right"])[:, None] if context.matched else None
@@ -196,6 +197,11 @@ def _pair(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer
     moved = [(a + context.left.error[arrays["left"]],)] if context.left and context.left.error is not None else []
     alike = _expectation(group, roads, [(a,), *moved], numbers, buffer, arrays["cov"])
     return tuple(None if x is None else jnp.where(itself, x, y) for x, y in zip(alike, result, strict=True))  # type: ignore[return-value]
+
+
+def _known(context: Context, side: str, table: Any, lines: Any) -> Any:
+    """Lines of a table of sides, spread over pairs."""
+    return jax.tree.map(lambda x: context.spread(x[lines], side), table)
 
 
 def _one(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
@@ -363,4 +369,3 @@ _RULES = {
     "leaf": _leaf,
     "joint": _joint,
 }
-

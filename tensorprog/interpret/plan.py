@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import assert_never
+from typing import Any, assert_never
 
 import jax
 import numpy as np
@@ -74,12 +74,10 @@ class Plan:
         return np.array([place[int(cell)] for cell in cells.reshape(-1)], dtype=np.int32).reshape(cells.shape)
 
 
-
-
 @dataclass(frozen=True)
 class Tables:
-    """What series and quadrature know of each input by itself, made once an input: for each function, the variance cells
-    and numbers that it is met with. `rows` finds a line of a function's table."""
+    """What series and quadrature know of each input by itself, made once an input: by function, the variance cells and
+    numbers that it is met with. `rows` finds a line of a function's table."""
 
     rows: dict[Elementwise, dict[tuple[int, ...], int]]
 
@@ -205,7 +203,9 @@ def _repeats(signatures: Sequence[Hashable], start: int, longest: int = 12) -> t
     return best
 
 
-def _rows(merged: list[list[tuple[Hashable, dict[str, Array]]]], system: str, keep: Array) -> tuple[dict[int, int], int]:
+def _rows(
+    merged: list[list[tuple[Hashable, dict[str, Array]]]], system: str, keep: Array
+) -> tuple[dict[int, int], int]:
     """A row for each cell, used again after the level of the cell's last reader."""
     last: dict[int, int] = {}
     for index, level in enumerate(merged):
@@ -318,5 +318,3 @@ def _filled(arrays: list[Array], name: str) -> Array:
             array = np.concatenate([array, np.full_like(fill, TRASH) if name == "out" else fill])
         result.append(array)
     return np.stack(result)
-
-

@@ -129,7 +129,7 @@ class Recursion:
             kept = m.cross.kept(cells)
             for name, value, error in (
                 ("NNGP", found.value[kept], found.error[kept]),
-                ("NTK", found.tangent[kept], found.tangent_error[kept]),  # type: ignore[index]
+                ("NTK", found.tangent[kept], found.tangent_error[kept]),
             ):
                 scale = float(jnp.abs(value).max())
                 rows.append(f"{name}{k + 1 if len(m.targets) > 1 else ''}: largest bound {float(error.max()):.2g}, "

@@ -130,7 +130,7 @@ def cross_stage(
     matched: bool = False,
     deltas: Array | None = None,
 ) -> Buffer:
-    """The crossing system's kept cells, (cells, n1, n2) for all pairs; `matched`: (cells, n), each input with itself."""
+    """The crossing system's kept cells, (cells, n1, n2) for all pairs; `matched`: (cells, n), each with itself."""
     dtype = _dtype(x1)
     monomials = m.demand.linear.monomials.values(leaves, dtype)
     own = seeds(m, monomials, weights.astype(dtype)) if tangent else None
