@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,35 @@ def figure(width: float, height: float) -> Any:
     return made
 
 
+def check_picture(path: str | Path, argument: str = "path") -> None:
+    """Refuse, before the work rather than after, a picture that could not be written; `argument` is what to name.
+
+    **Raises:** `ProgramError` when matplotlib is not installed, for an ending it does not know, for a folder that is
+    missing or not writable.
+    """
+    known = figure(1, 1).canvas.get_supported_filetypes()
+    ending = Path(path).suffix.lower().lstrip(".")
+    if ending not in known:
+        raise bad_argument(argument, f"{path} ends in no format of pictures", "end it in .png, .pdf or .svg")
+    check_writable(path, argument)
+
+
+def check_writable(path: str | Path, argument: str = "path") -> None:
+    """Refuse a path that can't be written.
+
+    **Raises:** `ProgramError` for a folder that is missing or not writable, and for a folder itself.
+    """
+    folder = Path(path).resolve().parent
+    if Path(path).is_dir():
+        raise bad_argument(argument, f"{path} is a folder", "give the path of a file")
+    if not folder.is_dir():
+        raise bad_argument(
+            argument, f"{path} can't be written: there is no folder {folder}", "make it, or give another"
+        )
+    if not os.access(path if Path(path).exists() else folder, os.W_OK):
+        raise bad_argument(argument, f"{path} can't be written: permission denied", "give a path that you may write")
+
+
 def comparison_figure(comparisons: Sequence[Any], path: str | Path | None = None) -> Any:
     """A row for each comparison: errors against width with the slope −1/2, then limit and widest kernels.
 
@@ -47,15 +77,21 @@ def comparison_figure(comparisons: Sequence[Any], path: str | Path | None = None
 
 def _errors(axis: Any, found: Any) -> None:
     widths = np.array(found.widths, dtype=float)
-    for kind, errors in found.errors.items():
+    # The axes are logarithmic: errors that are 0 have no place on them.
+    shown = {kind: errors for kind, errors in found.errors.items() if errors.mean(1).min() > 0}
+    for kind, errors in shown.items():
         spread = errors.std(1, ddof=1) if errors.shape[1] > 1 else 0 * widths
         rate = f", rate {found.rates[kind][0]:.2f}" if len(widths) > 1 else ""
         style = {"fmt": "o-", "capsize": 3, "color": COLOURS[kind]}
         axis.errorbar(widths, errors.mean(1), spread, label=LABELS[kind] + rate, **style)
-    start = found.errors["ntk"][0].mean()
-    axis.plot(widths, start * (widths / widths[0]) ** -0.5, "k--", linewidth=1, label="slope −1/2")
-    axis.set(xscale="log", yscale="log", xlabel="width", ylabel="relative error", title=found.name)
-    axis.legend(fontsize=8)
+    if shown:
+        start = next(iter(shown.values()))[0].mean()
+        axis.plot(widths, start * (widths / widths[0]) ** -0.5, "k--", linewidth=1, label="slope −1/2")
+        axis.set(xscale="log", yscale="log")
+        axis.set_xticks(widths, map(str, found.widths))
+        axis.set_xticks([], minor=True)
+        axis.legend(fontsize=8)
+    axis.set(xlabel="width", ylabel="relative error", title=found.name)
 
 
 def _kernels(made: Any, axes: Sequence[Any], found: Any, kind: str) -> None:
@@ -72,9 +108,11 @@ def _square(kernel: np.ndarray) -> np.ndarray:
     return kernel if kernel.ndim == 2 else kernel.reshape(*kernel.shape[:2], -1).mean(-1)
 
 
-def save(made: Any, path: str | Path) -> None:
+def save(made: Any, path: str | Path, argument: str = "path") -> None:
     """Write a figure; the format is the path's ending."""
     try:
         made.savefig(path, dpi=110)
     except (OSError, ValueError) as error:
-        raise bad_argument("out", f"{path} can't be written ({error})", "give a path of a folder that exists") from None
+        raise bad_argument(
+            argument, f"{path} can't be written ({error})", "give a path of a folder that exists"
+        ) from None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
-from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tensorprog.cli import main
+from tensorprog.data import digits
 
 CASES = Path(__file__).parent / "cases"
 
@@ -73,6 +75,30 @@ def test_compare_writes_table_and_picture(capsys: pytest.CaptureFixture[str], tm
     assert code == 0 and "rate" not in out
 
 
+def test_the_digits_are_of_all_classes() -> None:
+    load_digits = pytest.importorskip("sklearn.datasets").load_digits
+    images, targets = load_digits(return_X_y=True)
+    found = digits()
+    rows = (found * images.std() + images.mean()).reshape(20, 64)
+    labels = [targets[np.abs(images - row).sum(1).argmin()] for row in rows]
+    assert labels == [label for label in range(10) for _ in range(2)]
+    assert digits(3).shape == (3, 8, 8)
+
+
+def test_keywords_and_shapes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(3, 6))
+    np.savetxt(tmp_path / "x.csv", x, delimiter=",")
+    np.save(tmp_path / "x.npy", x.reshape(3, 2, 3))
+    printed = []
+    for arguments in (["--data", str(tmp_path / "x.csv"), "--input", "2,3"], ["--data", str(tmp_path / "x.npy")]):
+        code, out, _ = run(capsys, "kernel", "rnn", *arguments, "--set", "fn=sin", "--what", "nngp", "--float32")
+        assert code == 0 and out.startswith("NNGP: 3 × 3, float32") and "NTK" not in out
+        printed.append(out.splitlines()[:4])
+    assert printed[0] == printed[1]
+    code, out, _ = run(capsys, "show", "mlp", "--set", "fn=erf", "--set", "depth=2")
+    assert code == 0 and "erf(" in out and "W3" not in out
+
+
 @pytest.mark.slow
 def test_the_main_job(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, _ = run(capsys, "compare", "--out", str(tmp_path / "compare.png"))
@@ -86,7 +112,13 @@ def bad(tmp_path: Path) -> list[tuple[list[str], str]]:
     (tmp_path / "words.csv").write_text("1,2,3,4\n1,two,3,4\n")
     (tmp_path / "no.npy").write_bytes(b"not an array")
     (tmp_path / "nan.csv").write_text("1,2,3,4\n1,nan,3,4\n")
+    (tmp_path / "no.npz").write_bytes(b"PK not an archive")
+    (tmp_path / "syntax.py").write_text("def net(x:\n")
+    (tmp_path / "exits.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "raises.py").write_text("def net(x):\n    return 1 / 0\n")
     np.save(tmp_path / "none.npy", np.zeros((0, 4)))
+    np.save(tmp_path / "good.npy", np.ones((2, 6)))
+    np.savez(tmp_path / "two.npz", a=np.ones(2), b=np.ones(2))
     np.save(tmp_path / "text.npy", np.array([["a"]]))
     data = lambda name: ["kernel", "mlp", "--data", str(tmp_path / name)]
     case = lambda name: f"{CASES / name}.py:net"
@@ -98,6 +130,12 @@ def bad(tmp_path: Path) -> list[tuple[list[str], str]]:
         (["show", case("negative_variance"), "--input", "4"], "negative_variance.py:8"),
         (["show", case("negative_variance")], "--input"),
         (["show", "mlp", "--input", "a,b"], "--input"),
+        (["show", f"{tmp_path / 'syntax.py'}:net", "--input", "4"], "SyntaxError"),
+        (["show", f"{tmp_path / 'exits.py'}:net", "--input", "4"], "exits.py:1"),
+        (["show", f"{tmp_path / 'raises.py'}:net", "--input", "4"], "raises.py:2"),
+        (["show", "mlp", "--set", "fn=tanhh"], "fn=tanhh: there is no such function"),
+        (["show", "mlp", "--set", "depth=0"], "depth=0"),
+        (["show", "rnn", "--input", "64"], "there is no time"),
         (["show", "mlp", "--set", "dept=5"], "depth"),
         (["show", "mlp", "--set", "depth"], "NAME=VALUE"),
         (data("missing.csv"), "no file"),
@@ -108,14 +146,30 @@ def bad(tmp_path: Path) -> list[tuple[list[str], str]]:
         (data("none.npy"), "no examples"),
         (data("text.npy"), "not numbers"),
         (data("nan.csv"), "NaN"),
+        (data("no.npz"), "can't be read"),
+        (data("two.npz"), "two.npz holds a, b; say which"),
+        (data("two.npz:c"), "no array 'c'"),
+        ([*data("good.npy"), "--inputs", "3"], "--inputs: 3 examples"),
+        (["kernel", "rnn", "--data", str(tmp_path / "good.npy")], "--input 8,8"),
+        (["kernel", "rnn", "--data", str(tmp_path / "good.npy"), "--input", "2,4"], "--input: 2,4 does not fit"),
         (["kernel", "mlp", "--data", str(tmp_path)], "known kind"),
         (["kernel", "mlp", "--inputs", "0"], "inputs"),
-        (["kernel", "rnn", "--input", "3,3", "--inputs", "2"], "x1"),
+        (["kernel", "rnn", "--input", "3,3", "--inputs", "2"], "--input"),
         (["kernel", "mlp", "--convention", "ours"], "convention"),
         (["kernel", "mlp", "--out", str(tmp_path / "nowhere" / "k.npz")], "--out"),
+        (["kernel", "mlp", "--out", str(tmp_path / "k.txt")], ".npz"),
+        (["kernel", "mlp", "--out", ""], "--out"),
         (["compare", "mlp", "--widths", "0"], "widths"),
         (["compare", "mlp", "--seeds", "0", "--widths", "8"], "seeds"),
+        (["compare", "mlp", "--widths", "64,x"], "--widths"),
         (["compare", "--out", str(tmp_path / "nowhere" / "c.png")], "--out"),
+        (["compare", "--out", str(tmp_path / "c.doc")], ".png"),
+        (["compare", "--out", str(tmp_path)], "--out"),
+        (["compare", "--set", "depth=3"], "--set"),
+        (["compare", "--data", "digits"], "--data"),
+        (["kernel", "mlp", "--widths", "3"], "--widths"),
+        (["sow", "mlp"], "'sow'"),
+        (["kernel"], "PROGRAM"),
     ]
 
 
@@ -124,20 +178,37 @@ def test_mistakes_get_one_line_and_status_1(capsys: pytest.CaptureFixture[str], 
         code, _, err = run(capsys, *argv)
         assert code == 1, argv
         assert words in err and "Traceback" not in err, (argv, err)
-        assert err.startswith(f"tensorprog {argv[0]}: ")
+        assert err.startswith("tensorprog") and (err.count("\n") == 1 or CASES.name in argv[1]), (argv, err)
 
 
 def test_usage_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["--help"])
-    out = capsys.readouterr().out
-    assert stop.value.code == 0 and "tensorprog compare" in out and "examples" in out
-    with pytest.raises(SystemExit) as stop:
-        main(["kernel", "mlp", "--widths", "3"])
-    assert stop.value.code == 2
+    code, out, _ = run(capsys, "--help")
+    assert code == 0 and "tensorprog compare" in out and "examples" in out
+    for command in ("show", "check", "recursion", "kernel", "compare"):
+        code, text, _ = run(capsys, command, "--help")
+        assert code == 0 and "file.py:function" in text and command in out
+
+
+def test_the_precision_of_the_process_is_left_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    before = jnp.result_type(float)
+    run(capsys, "show", "mlp")
+    run(capsys, "show", "mpl")
+    assert jnp.result_type(float) == before
 
 
 def test_the_installed_command() -> None:
-    program: Any = [sys.executable, "-c", "from tensorprog.cli import main; raise SystemExit(main())", "show", "mpl"]
-    done = subprocess.run(program, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    command = Path(sysconfig.get_path("scripts")) / "tensorprog"
+    done = subprocess.run(
+        [command, "show", "mpl"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "mlp_tied" in done.stderr
+
+
+def test_a_reader_that_goes_away() -> None:
+    code = "import sys; from tensorprog.cli import main; sys.exit(main(['show', 'mlp', '--set', 'depth=100']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    with process.stderr as errors:
+        assert b"Traceback" not in errors.read()
+    assert process.wait() == 1

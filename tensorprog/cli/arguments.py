@@ -6,13 +6,18 @@ import argparse
 import ast
 import importlib.util
 import inspect
+import math
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from tensorprog import functions
 from tensorprog.data import DIGITS, load
 from tensorprog.errors import ProgramError, bad_argument
 from tensorprog.ir import Input
@@ -21,72 +26,135 @@ from tensorprog.program import Program
 from tensorprog.tracing.run import trace
 
 
-def add_program(parser: argparse.ArgumentParser, *, data: bool) -> None:
-    """PROGRAM, --set, --input, and with `data` --data and --inputs."""
-    parser.add_argument("program", metavar="PROGRAM", help="a name of the zoo (mlp, rnn, …) or file.py:function")
+def add_program(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """PROGRAM, --set and --input."""
+    parser.add_argument(
+        "program", metavar="PROGRAM", nargs="?" if optional else None,
+        help=f"a network of the zoo ({', '.join(NETS)}), or a function of your own, file.py:function",
+    )  # fmt: skip
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
-        help="a keyword of the function, --set depth=5; may be repeated",
+        help="a keyword of the function: --set depth=5 --set fn=erf; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--input", metavar="8,16", help="shape of one example: sites, then features")
-    if data:
-        add_data(parser)
+    parser.add_argument(
+        "--input", type=integers, metavar="8,16",
+        help="shape of one example, sites first and features last (default: the data's; a small one for the zoo)",
+    )  # fmt: skip
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", default=DIGITS, help="digits (default), or a .npy, .npz (file.npz:name) or .csv file")
-    parser.add_argument("--inputs", type=int, metavar="N", help="take the first N examples (digits: 20)")
+    """--data and --inputs."""
+    parser.add_argument(
+        "--data", metavar="DATA",
+        help="digits (default: 8×8 grey images), or a file of examples along the first axis: .npy, .npz (file.npz:name "
+        "where it holds several arrays), .csv (a row for each example; a first line of names is left out)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--inputs", type=positive, metavar="N", help="take N examples (default: 20 digits, or the whole file)"
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 def integers(text: str) -> tuple[int, ...]:
-    """Comma-separated ints, for argparse."""
+    """Comma-separated whole numbers of at least 1, for argparse."""
     try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers, 64,128,256") from None
+        return tuple(positive(part) for part in text.split(","))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers of at least 1, as in 8,16") from None
 
 
-def settings(pairs: list[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs as keywords; values are Python literals, or the text itself."""
+def settings(pairs: list[str], fn: Callable[..., Any]) -> dict[str, Any]:
+    """NAME=VALUE pairs as keywords of `fn`: Python literals; functions by name where the default is a function."""
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
             raise bad_argument("--set", f"{pair!r} is no setting", "write NAME=VALUE, as in --set depth=5")
+        default = inspect.signature(fn).parameters.get(name)
         try:
             found[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            found[name] = value
+            found[name] = _named(pair, value) if default is not None and callable(default.default) else value
     return found
 
 
-def program_of(arguments: argparse.Namespace, data: np.ndarray | None = None) -> Program:
-    """The program that the arguments name, for the shape that they or the data give."""
+def _named(pair: str, name: str) -> Callable[..., Any]:
+    """A function by its name in the modules where elementwise functions are."""
+    for module in (functions, jax.nn, jnp, jax.scipy.special):
+        found = getattr(module, name, None)
+        if callable(found):
+            return found
+    places = "jax.nn, jax.numpy, jax.scipy.special or tensorprog.functions"
+    raise bad_argument("--set", f"{pair}: there is no such function in {places}", "write --set fn=tanh, say")
+
+
+def program_of(arguments: argparse.Namespace) -> Program:
+    """The program that the arguments name, for the shape that they give."""
+    return program_and_data(arguments, with_data=False)[0]
+
+
+def program_and_data(arguments: argparse.Namespace, *, with_data: bool = True) -> tuple[Program, np.ndarray]:
+    """The program that the arguments name, and the data in the shape that it reads."""
     fn, shape, keywords = _function(arguments.program)
-    keywords = {**keywords, **settings(arguments.settings)}
-    _check_keywords(fn, keywords, arguments.program)
-    if getattr(arguments, "input", None):
-        try:
-            shape = tuple(int(part) for part in arguments.input.split(","))
-        except ValueError:
-            raise bad_argument("--input", f"{arguments.input!r} is no shape", "write --input 8,16") from None
-    elif data is not None:
-        shape = data.shape[1:] or (1,)
+    given = settings(arguments.settings, fn)
+    _check_keywords(fn, given, arguments.program)
+    data = np.zeros(0)
+    if with_data:
+        data = fitted(arguments, load(arguments.data or DIGITS, arguments.inputs))
+        shape = data.shape[1:]
+    shape = arguments.input or shape
     if shape is None:
         raise bad_argument("--input", "the shape of an example is not known", "write --input 8,16")
-    return trace(fn, Input(*shape), **keywords)
+    return _traced(fn, shape, {**keywords, **given}, arguments.program), data
 
 
 def fitted(arguments: argparse.Namespace, data: np.ndarray) -> np.ndarray:
-    """Data in the shape that a net of the zoo reads: a flat one takes images as vectors."""
+    """Data in the shape that --input says; else, for a net of the zoo, images as the vectors or rows that it reads."""
     net = NETS.get(arguments.program)
-    flat = net is not None and net.image == "flat" and not arguments.input
-    return data.reshape(len(data), -1) if flat or data.ndim == 1 else data
+    size = math.prod(data.shape[1:])
+    if arguments.input:
+        shape = arguments.input
+        # A row of numbers may become an image and an image a row; one image is not silently made another.
+        if data.shape[1:] != shape and (size != math.prod(shape) or (data.ndim > 2 and len(shape) > 1)):
+            said = ",".join(map(str, shape))
+            raise bad_argument(
+                "--input", f"{said} does not fit the data, whose examples have shape {data.shape[1:]}", "give theirs"
+            )
+        return data.reshape(len(data), *shape)
+    if net is not None and net.image == "flat":
+        return data.reshape(len(data), size)
+    if net is not None and data.ndim == 2:
+        raise bad_argument(
+            "--input", f"{arguments.program} reads rows, and the data's examples are lists of {size} numbers",
+            "say how to cut them, --input 8,8",
+        )  # fmt: skip
+    return data
 
 
-def data_of(arguments: argparse.Namespace) -> np.ndarray:
-    """The data that the arguments name, in the shape that the program reads."""
-    return fitted(arguments, load(arguments.data, arguments.inputs))
+def _traced(fn: Callable[..., Any], shape: tuple[int, ...], keywords: dict[str, Any], name: str) -> Program:
+    """The program; what a function of the user's raises is told with its line."""
+    try:
+        return trace(fn, Input(*shape), **keywords)
+    except ProgramError:
+        raise
+    except Exception as error:
+        told = _told(error, Path(name.rpartition(":")[0]))
+        raise bad_argument("PROGRAM", f"{name} raises {told}", "mend the function, or what --set gives it") from None
+
+
+def _told(error: BaseException, file: Path) -> str:
+    """An exception in one line, with the last line of the user's file that it went through."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    lines = [
+        f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == file.resolve()
+    ]
+    return f"{text} ({file}:{lines[-1]})" if lines else text
 
 
 def _function(name: str) -> tuple[Callable[..., Any], tuple[int, ...] | None, dict[str, Any]]:
@@ -113,19 +181,19 @@ def _function(name: str) -> tuple[Callable[..., Any], tuple[int, ...] | None, di
 
 def _module(path: Path) -> Any:
     """A user's file, imported; what it raises is told in one line."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"tensorprog_program_{path.stem}"  # a name of its own: the user's file may be called json.py
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise bad_argument("PROGRAM", f"{path} is no Python file", "give file.py:function")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look themselves up there
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         spec.loader.exec_module(module)
     except ProgramError:
         raise
-    except Exception as error:
-        raise bad_argument(
-            "PROGRAM", f"importing {path} raises {type(error).__name__}: {error}", "mend the file"
-        ) from None
+    except (Exception, SystemExit) as error:
+        raise bad_argument("PROGRAM", f"importing {path} raises {_told(error, path)}", "mend the file") from None
     finally:
         sys.path.pop(0)
     return module

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.cli.arguments import add_data, add_program, data_of, integers, program_of
+from tensorprog.cli.arguments import add_data, add_program, integers, positive, program_and_data, program_of
 from tensorprog.comparison import Comparison, compare
 from tensorprog.data import digits
 from tensorprog.errors import ProgramError, bad_argument
 from tensorprog.interpret.check import check
 from tensorprog.interpret.recursion import recursion
 from tensorprog.ir import Input
-from tensorprog.kernel import kernels
-from tensorprog.nets import net
-from tensorprog.plot import comparison_figure, save
+from tensorprog.kernel import kernels, nngp, ntk
+from tensorprog.nets import NETS, net
+from tensorprog.plot import check_picture, check_writable, comparison_figure, save
+from tensorprog.program import Program
 
 EXAMPLES = """examples:
   tensorprog compare                                 handwritten digits: finite RNN and MLP against their limits
@@ -48,14 +52,13 @@ def recursion_command(arguments: argparse.Namespace) -> None:
 
 
 def kernel_command(arguments: argparse.Namespace) -> None:
-    data = data_of(arguments)
-    program = program_of(arguments, data)
-    _writable(arguments.out)
-    start = time.perf_counter()
+    if arguments.out is not None:
+        _writable_arrays(arguments.out)
+    program, data = program_and_data(arguments)
     x = data.astype(np.float32 if arguments.float32 else np.float64)
-    found = kernels(program, x, convention=arguments.convention, progress=sys.stderr.isatty())
+    start = time.perf_counter()
+    arrays = _kernels(program, x, arguments.what, arguments.convention)
     seconds = time.perf_counter() - start
-    arrays = {kind: np.asarray(getattr(found, kind)) for kind in ("nngp", "ntk") if arguments.what in (kind, "both")}
     for kind, kernel in arrays.items():
         print(
             f"{kind.upper()}: {' × '.join(map(str, kernel.shape))}, {kernel.dtype}, "
@@ -64,25 +67,56 @@ def kernel_command(arguments: argparse.Namespace) -> None:
         with np.printoptions(precision=4, suppress=True):
             print(kernel[:4, :4] if kernel.ndim == 2 else kernel[0, 0])
     print(f"{len(data)} inputs in {seconds:.1f} s, compilation included")
-    if arguments.out:
-        with open(arguments.out, "wb") as file:
-            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-        print(f"written to {arguments.out}")
+    if arguments.out is not None:
+        try:
+            with open(arguments.out, "wb") as file:
+                np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+        except OSError as error:
+            raise bad_argument("--out", f"{arguments.out} can't be written ({error})", "give another path") from None
+        print(f"arrays {', '.join(arrays)} written to {arguments.out}")
+
+
+def _kernels(program: Program, x: np.ndarray, what: str, convention: str) -> dict[str, np.ndarray]:
+    """The kernels that were asked for; the NNGP alone exists for programs that have no NTK."""
+    progress = sys.stderr.isatty()
+    if what == "nngp":
+        found = {"nngp": nngp(program, x, progress=progress)}
+    elif what == "ntk":
+        found = {"ntk": ntk(program, x, convention=convention, progress=progress)}
+    else:
+        both = kernels(program, x, convention=convention, progress=progress)
+        if not hasattr(both, "ntk"):
+            raise bad_argument("PROGRAM", "it returns several outputs", "give a function that returns one")
+        found = {"nngp": both.nngp, "ntk": both.ntk}
+    if any(isinstance(kernel, tuple) for kernel in found.values()):
+        raise bad_argument("PROGRAM", "it returns several outputs", "give a function that returns one")
+    return {kind: np.asarray(kernel) for kind, kernel in found.items()}
+
+
+def _writable_arrays(out: str) -> None:
+    if not out.endswith(".npz"):
+        raise bad_argument(
+            "--out", f"{out} does not end in .npz", "the arrays are written by numpy.savez: give k.npz, say"
+        )
+    check_writable(out, "--out")
 
 
 def compare_command(arguments: argparse.Namespace) -> None:
-    out = arguments.out or "compare.png"
-    _writable(out)
+    check_picture(arguments.out, "--out")
     if arguments.program is None:
+        for option, value in (("--set", arguments.settings), ("--input", arguments.input), ("--data", arguments.data)):
+            if value:
+                raise bad_argument(
+                    option, "there is no PROGRAM that it could be for", "write tensorprog compare mlp, say"
+                )
         found = _digits(arguments)
     else:
-        data = data_of(arguments)
-        program = program_of(arguments, data)
+        program, data = program_and_data(arguments)
         with _Bar(len(arguments.widths) * arguments.seeds) as bar:
             found = [compare(program, _cast(data), widths=arguments.widths, seeds=arguments.seeds, progress=bar)]
-        print(found[0])
-    save(comparison_figure(found), out)
-    print(f"picture written to {out}")
+        print(found[0], end="\n\n")
+    save(comparison_figure(found), arguments.out, "--out")
+    print(f"picture written to {arguments.out}")
 
 
 def _digits(arguments: argparse.Namespace) -> list[Comparison]:
@@ -92,6 +126,7 @@ def _digits(arguments: argparse.Namespace) -> list[Comparison]:
     print(f"{count} handwritten digits (8×8, scikit-learn): finite networks against their infinite-width limits\n")
     found = []
     with _Bar(2 * len(arguments.widths) * arguments.seeds) as bar:
+        bar.start()
         for name, x in (("rnn", images), ("mlp", images.reshape(count, -1))):
             program = net(name).program(Input(*x.shape[1:]))
             result = compare(program, _cast(x), widths=arguments.widths, seeds=arguments.seeds, progress=bar)
@@ -107,7 +142,7 @@ def _cast(x: np.ndarray) -> np.ndarray:
 
 
 class _Bar:
-    """A progress bar on stderr, when tqdm is there: called once a network, from the first one on; a context manager."""
+    """A progress bar on stderr, when tqdm is there: called once a network; shown from `start` or the first one on."""
 
     def __init__(self, total: int):
         self.total, self.bar = total, None
@@ -119,89 +154,114 @@ class _Bar:
         if self.bar is not None:
             self.bar.close()
 
+    def start(self) -> None:
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return
+        self.bar = tqdm(total=self.total, unit="net", desc="finite networks", leave=False, file=sys.stderr)
+
     def __call__(self) -> None:
         if self.bar is None:
-            try:
-                from tqdm import tqdm
-            except ImportError:
-                return
-            self.bar = tqdm(total=self.total, unit="net", desc="finite networks", leave=False, file=sys.stderr)
-        self.bar.update()
+            self.start()
+        if self.bar is not None:
+            self.bar.update()
 
     def clear(self) -> None:
         if self.bar is not None:
             self.bar.clear()
 
 
-def _writable(path: str | None) -> None:
-    """Refuse an output path before the work, not after."""
-    if path is None:
-        return
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path):
-        raise bad_argument("--out", f"{path} can't be written", "give a file in a folder that exists")
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are a ProgramError: one line, as for every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ProgramError(f"{message}; see '{self.prog} --help'")
 
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="tensorprog", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Networks written once as tensor programs: their listing, their infinite-width kernels (NNGP and "
-        "NTK), and finite networks beside the limit.",
+        description="Networks written once as tensor programs: their listing, their infinite-width kernels (NNGP and\n"
+        "NTK), and finite networks beside the limit. 'tensorprog COMMAND --help' explains a command.",
     )  # fmt: skip
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    one = commands.add_parser("show", help="print the program, as a paper would")
-    add_program(one, data=False)
-    one.set_defaults(run=show_command)
-    one = commands.add_parser("check", help="say which limit theorem applies, and if none, why")
-    add_program(one, data=False)
-    one.set_defaults(run=check_command)
-    one = commands.add_parser("recursion", help="derive and print the kernel recursion")
-    add_program(one, data=False)
-    one.add_argument("--latex", action="store_true", help="as LaTeX")
-    one.set_defaults(run=recursion_command)
-    one = commands.add_parser("kernel", help="compute the infinite-width kernels of data")
-    add_program(one, data=True)
-    one.add_argument("--what", choices=("nngp", "ntk", "both"), default="both", help="which kernels (default: both)")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], brief: str, more: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=brief, description=f"{brief[0].upper()}{brief[1:]}. {more}")
+        one.set_defaults(run=run)
+        return one
+
+    add_program(command("show", show_command, "print the program, as a paper would", "Its name, shapes and numbers."))
+    add_program(command(
+        "check", check_command, "say which limit theorem applies, and if none, why",
+        "The exit status is 0 whatever the answer.",
+    ))  # fmt: skip
+    one = command(
+        "recursion", recursion_command, "derive and print the kernel recursion",
+        "C is a covariance of hidden vectors, D the derivative of the NNGP in it.",
+    )  # fmt: skip
+    add_program(one)
+    one.add_argument("--latex", action="store_true", help="print it as LaTeX")
+    one = command(
+        "kernel", kernel_command, "compute the infinite-width kernels of data",
+        "Prints a summary; --out keeps the matrices. In double precision, unless --float32 is given.",
+    )  # fmt: skip
+    add_program(one)
+    add_data(one)
+    _add_kernel(one)
+    one = command(
+        "compare", compare_command, "finite networks against the limit, over widths and seeds",
+        "Prints, for each width, how far kernels of finite networks are from the limit (relative Frobenius error, mean "
+        "± sd over seeds) and the fitted rate, which theory puts at −1/2; draws a picture. In single precision. "
+        "Without PROGRAM: 20 handwritten digits through a tied RNN that reads rows, and through an MLP.",
+    )  # fmt: skip
+    add_program(one, optional=True)
+    add_data(one)
     one.add_argument(
-        "--convention", default="multiplier-std",
-        help="of the NTK: multiplier-std (default; weights drawn from N(0, 1) are trained) or init-std (the papers)",
-    )  # fmt: skip
-    one.add_argument("--float32", action="store_true", help="single precision (default: double)")
-    one.add_argument("--out", metavar="FILE.npz", help="write the arrays here")
-    one.set_defaults(run=kernel_command)
-    one = commands.add_parser(
-        "compare", help="finite networks against the limit, over widths and seeds",
-        description="Without PROGRAM: 20 handwritten digits through a tied RNN and an MLP.",
-    )  # fmt: skip
-    add_compare(one)
+        "--widths", type=integers, default=WIDTHS, metavar="64,128", help="widths (default: 64,128,…,2048)"
+    )
+    one.add_argument("--seeds", type=positive, default=5, metavar="S", help="networks of each width (default: 5)")
+    one.add_argument(
+        "--out",
+        metavar="FILE.png",
+        default="compare.png",
+        help="the picture, .png, .pdf or .svg (default: compare.png)",
+    )
     return top
 
 
-def add_compare(one: argparse.ArgumentParser) -> None:
-    one.add_argument("program", metavar="PROGRAM", nargs="?", help="a name of the zoo or file.py:function")
+def _add_kernel(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--what", choices=("nngp", "ntk", "both"), default="both", help="which kernels (default: both)")
     one.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", dest="settings", help="a keyword of it"
-    )
-    one.add_argument("--input", metavar="8,16", help="shape of one example: sites, then features")
-    add_data(one)
-    one.add_argument("--widths", type=integers, default=WIDTHS, metavar="64,128", help="widths (default: 64,…,2048)")
-    one.add_argument("--seeds", type=int, default=5, help="networks of each width (default: 5)")
-    one.add_argument("--out", metavar="FILE.png", help="the picture (default: compare.png)")
-    one.set_defaults(run=compare_command)
+        "--convention", choices=("multiplier-std", "init-std"), default="multiplier-std",
+        help="of the NTK: multiplier-std (default; weights drawn from N(0, 1) are trained) or init-std (the papers)",
+    )  # fmt: skip
+    precision = one.add_mutually_exclusive_group()
+    precision.add_argument("--float64", action="store_true", help="double precision (default)")
+    precision.add_argument("--float32", action="store_true", help="single precision: faster, errors to 1e-5")
+    one.add_argument("--out", metavar="FILE.npz", help="write the arrays here, named nngp and ntk")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0, or 1 with a one-line reason for a user's mistake (2 for wrong usage, as argparse has it)."""
-    arguments = parser().parse_args(argv)
-    double = arguments.command in ("kernel", "recursion") and not getattr(arguments, "float32", False)
+    """Run a command; 0, or 1 with a one-line reason on stderr for a user's mistake."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks ᵀ or ∞ gets a question mark, not an exception
+    try:
+        arguments = parser().parse_args(argv)
+    except ProgramError as error:
+        print(f"tensorprog: {error}", file=sys.stderr)
+        return 1
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
     before = jnp.result_type(float) == np.float64
     try:
-        jax.config.update("jax_enable_x64", double)
+        jax.config.update("jax_enable_x64", arguments.command in ("kernel", "recursion") and not _is_single(arguments))
         arguments.run(arguments)
         sys.stdout.flush()
     except ProgramError as error:
-        print(f"tensorprog {arguments.command}: {error}", file=sys.stderr)
+        print(f"tensorprog {arguments.command}: {_told(error, arguments)}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         # The reader went away; what is left in the buffer has nowhere to go.
@@ -213,3 +273,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         jax.config.update("jax_enable_x64", before)
     return 0
+
+
+def _is_single(arguments: argparse.Namespace) -> bool:
+    return getattr(arguments, "float32", False)
+
+
+def _told(error: ProgramError, arguments: argparse.Namespace) -> str:
+    """The error's text; of a net of the zoo in one line, without the place: no line there is the user's."""
+    text = str(error)
+    if arguments.program not in (None, *NETS):
+        return text
+    return "; ".join(part.strip() for part in re.sub(r"^\S+:\d+: ", "", text).splitlines())

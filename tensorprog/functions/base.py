@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -178,8 +177,8 @@ def general_road(phi: Elementwise, psi: Elementwise) -> bool:
 
 
 def sides(phi: Elementwise, a: Array, numbers: Numbers = (), *, slope: bool) -> Any:
-    """What the general road needs to know of phi at variances a, made once an input: for `expect_error`, or with `slope`
-    for `expect_slope`."""
+    """What the general road needs to know of phi at variances a, made once an input: for `expect_error`, or with
+    `slope` for `expect_slope`."""
     return general.sides((phi.fn, derivative(phi).fn) if slope else (phi.fn,), a, numbers)
 
 

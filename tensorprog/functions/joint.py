@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
-NODES = {1: (128, 96), 2: (64, 48), 3: (32, 24), 4: (24, 18)}
+NODES = {1: (128, 96), 2: (180, 150), 3: (32, 24), 4: (24, 18)}
 """Nodes an axis of the fine and the coarse rule, by the number of Gaussians."""
 
 
@@ -56,6 +56,18 @@ class Number:
         return jax.jvp(lambda n: self.fn(z, n), (numbers,), (direction,))[1]
 
 
+@dataclass(frozen=True)
+class Onto:
+    """A function of `count` Gaussians as one of those that it reads, in order."""
+
+    fn: Callable[..., Any]
+    slots: tuple[int, ...]
+    count: int
+
+    def __call__(self, z: Array, numbers: tuple[Array, ...]) -> Array:
+        return self.fn(jnp.zeros(self.count, z.dtype).at[jnp.asarray(self.slots)].set(z), numbers)
+
+
 def joint(left: Callable[..., Any], right: Callable[..., Any] | None, cov: Array, numbers: Any) -> tuple[Array, Array]:
     """(value, error estimate) of E left(z) right(z), z ~ N(0, cov), cov (…, K, K).
 
@@ -63,23 +75,6 @@ def joint(left: Callable[..., Any], right: Callable[..., Any] | None, cov: Array
     ∂E H/∂cov_ij = ½ E ∂_i∂_j H.
     """
     return _expectation(Product(left, right), cov, tuple(numbers))
-
-
-def joint_derivatives(
-    left: Callable[..., Any],
-    right: Callable[..., Any] | None,
-    slots: tuple[tuple[int, ...], tuple[int, ...]],
-    cov: Array,
-    numbers: Any,
-) -> tuple[list[Array], list[Array]]:
-    """E ∂_i left · ∂_j right and error estimates, for i and j over the slots of each."""
-    assert right is not None or not slots[1], "a one-sided expectation has no tangent"
-    found = []
-    for i in slots[0]:
-        for j in slots[1]:
-            assert right is not None, "there is a right side"
-            found.append(joint(Partial(left, i), Partial(right, j), cov, numbers))
-    return [value for value, _ in found], [error for _, error in found]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -30,7 +30,7 @@ _CHUNK = 64  # pairs that go through the nested rule together
 _OUTER = np.array([0.0, 2.0, 4.0, 6.0, 8.5, 12.0, 18.0, 26.0])
 _LAYERS = np.array([-10.0, -5.0, -2.0, 2.0, 5.0, 10.0])  # around a kink of psi, in units of sqrt(1 - r^2)
 _HALVINGS = 40
-_FAR = 15.0  # how far the inner rule follows a psi that is 0 within its window
+_FAR = 15.0  # how far the inner rule follows a psi that is 0 within its window; as far as it goes if psi is 0 near 0
 _ACCEPTED = {"float64": 1e-13, "float32": 3e-6}  # a series stands where its bound is below this part of the size
 _ROUNDING = 32.0  # eps * size, of a sum of positive terms in this many digits
 
@@ -114,6 +114,7 @@ def _nested(
     # Where psi lives on a far side only, so does the result: the rules go to its near end, the outer one given y there.
     nearest = jnp.clip(0.0, two.low, two.high)
     room = jnp.where(jnp.abs(nearest) > 6, WINDOW * s + 4, 0.0)
+    far = jnp.where(room > 0, max(end, _FAR), _FAR)
     low = jnp.where(room > 0, jnp.minimum(one.low, r * nearest - room), one.low)
     high = jnp.where(room > 0, jnp.maximum(one.high, r * nearest + room), one.high)
 
@@ -121,8 +122,8 @@ def _nested(
         x = nodes(left, right)
         width = right - left
         mean = wide(r) * x
-        start = jnp.clip((wide(two.high) - mean) / thin - 3, -_FAR, -WINDOW)
-        stop = jnp.clip((wide(two.low) - mean) / thin + 3, WINDOW, _FAR)
+        start = jnp.clip((wide(two.high) - mean) / thin - 3, -wide(far), -WINDOW)
+        stop = jnp.clip((wide(two.low) - mean) / thin + 3, WINDOW, wide(far))
         given = conditional(psis, psi_numbers, wide(two.deviation) * mean, wide(scale) * thin, own, start, stop)
         weight = evaluate(phis, wide(one.deviation) * x, phi_numbers) * density(x)[..., None, :]
         samples = weight * jnp.moveaxis(given[..., 0], -1, -2)

@@ -130,7 +130,7 @@ class Writer:
                 return " · ".join(self.cell(int(c)) for c in cells[i]), "independent factors"
             case JointEq(left=left, right=right):
                 inside = text(left.expr) + (f" · {text(right.expr)}" if right else "")
-                return f"E {inside}", "Gauss-Hermite, dependent Gaussians"
+                return f"E {inside}", "Hermite series in two dimensions"
             case OneEq() | MeanEq() | ImportEq() | LeafEq():
                 return self.cell(cell), ""
 

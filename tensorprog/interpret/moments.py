@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.functions import base
-from tensorprog.functions.joint import joint, joint_derivatives
+from tensorprog.functions.crossing import crossing
+from tensorprog.functions.joint import Onto, Partial, joint
 from tensorprog.interpret.plan import Group, Plan, Run
 
 Array = jax.Array
@@ -339,23 +340,53 @@ def _joint(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffe
         known = context.left if place == "left" else context.right
         return context.spread(known.value[cells[:, i, j]], place)
 
-    shape = (cells.shape[0], *buffer.value.shape[1:])
-    rows = [jnp.stack([jnp.broadcast_to(entry(i, j), shape) for j in range(count)], -1) for i in range(count)]
-    cov = jnp.stack(rows, -2)
     numbers = _numbers(group, arrays["numbers"], context.monomials)
-    value, error = _mapped(group, partial(joint, left, right), (cov,), numbers)
+    slots = (left_slots, right_slots)
+    if right is not None and not set(left_slots) & set(right_slots):
+        # Two sides: a series in the canonical correlations between them.
+        def block(rows: tuple[int, ...], columns: tuple[int, ...]) -> Array:
+            zero = jnp.zeros_like(entry(rows[0], columns[0]))
+            padded = [[entry(i, j) for j in columns] + [zero] * (2 - len(columns)) for i in rows]
+            padded += [[zero, zero]] * (2 - len(rows))
+            return jnp.stack([jnp.stack(row, -1) for row in padded], -2)
+
+        covs = (block(left_slots, left_slots), block(right_slots, right_slots), block(left_slots, right_slots))
+        if context.valid is not None:
+            covs = (*covs[:2], jnp.where(context.valid[..., None, None], covs[2], 0.0))
+        itself = None
+        if context.matched and len(left_slots) == len(right_slots):
+            ends = [cells[:, slots_[0] : slots_[-1] + 1, slots_[0] : slots_[-1] + 1] for slots_ in slots]
+            itself = jnp.asarray(ends[0] == ends[1]).all((1, 2))[:, None]
+
+        def across(f: Any, g: Any, covs: Any, numbers: Any) -> Any:
+            found = crossing((f, g), slots, count, covs, numbers)
+            if itself is None:
+                return found
+            # The same Gaussians on both sides: one integral over them.
+            size = len(left_slots)
+            alike = joint(Onto(f, left_slots, count), Onto(g, right_slots, count), covs[0][..., :size, :size], numbers)
+            return tuple(jnp.where(itself, a, b) for a, b in zip(alike, found, strict=True))
+
+        expect: Any = across
+        arguments: Any = covs
+    else:
+        shape = (cells.shape[0], *buffer.value.shape[1:])
+        table = [[jnp.broadcast_to(entry(i, j), shape) for j in range(count)] for i in range(count)]
+        expect = joint
+        arguments = jnp.stack([jnp.stack(row, -1) for row in table], -2)
+    value, error = _mapped(group, partial(expect, left, right), (arguments,), numbers)
     if buffer.tangent is None:
         return value, None, error, None
-    slots = (left_slots, right_slots)
-    slopes, slope_errors = _mapped(group, partial(joint_derivatives, left, right, slots), (cov,), numbers)
-    pairs = [(i, j) for i in left_slots for j in right_slots]
-    tangents = [buffer.tangent[cells[:, i, j]] for i, j in pairs]
-    tangent = sum((s * t for s, t in zip(slopes, tangents, strict=True)), jnp.zeros_like(value))
-    tangent_error = None
-    if buffer.tangent_error is not None:
-        own = [jnp.abs(s) * buffer.tangent_error[cells[:, i, j]] for s, (i, j) in zip(slopes, pairs, strict=True)]
-        quadrature = [e * jnp.abs(t) for e, t in zip(slope_errors, tangents, strict=True)]
-        tangent_error = sum([*own, *quadrature], jnp.zeros_like(value))
+    tangent = tangent_error = jnp.zeros_like(value)
+    for i in left_slots:
+        for j in right_slots:
+            assert right is not None, "a one-sided expectation has no tangent"
+            slope, own = _mapped(group, partial(expect, Partial(left, i), Partial(right, j)), (arguments,), numbers)
+            moving = buffer.tangent[cells[:, i, j]]
+            tangent = tangent + slope * moving
+            tangent_error = tangent_error + own * jnp.abs(moving)
+            if buffer.tangent_error is not None:
+                tangent_error = tangent_error + jnp.abs(slope) * buffer.tangent_error[cells[:, i, j]]
     return value, tangent, error, tangent_error
 
 
