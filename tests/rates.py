@@ -66,7 +66,7 @@ def finite(program: tp.Program, x: Any, width: int, seeds: int, what: str, start
     return np.stack([np.asarray(one(key), dtype=np.float64) for key in keys])
 
 
-def samples(program: tp.Program, x: Any, what: str) -> dict[int, np.ndarray]:
-    """Widths spanning 16×; as many seeds at the largest as the floor needs."""
+def samples(program: tp.Program, x: Any, what: str, seeds: int = 100) -> dict[int, np.ndarray]:
+    """Widths spanning 16×; at the largest at least as many seeds as the floor needs, more where seeds differ more."""
     return {64: finite(program, x, 64, 60, what), 256: finite(program, x, 256, 40, what, 1),
-            1024: finite(program, x, 1024, 100, what, 2)}  # fmt: skip
+            1024: finite(program, x, 1024, seeds, what, 2)}  # fmt: skip

@@ -112,7 +112,9 @@ def same_stage(m: Moments, leaves: Any, x: tuple[Array, ...], *, slope: bool, er
     monomials = m.demand.linear.monomials.values(leaves, dtype)
     context = Context((x, x), monomials)
     found = evaluate(m.same, context, (x[0].shape[0] if x else 1,), tangent=False, error=error)
-    return Alone(found.value, found.error, m.tables.sides(m.same, found.value, monomials, slope=slope))
+    # Derivatives of expectations are expectations: nothing differentiates through the tables, nor the searches in them.
+    known = jax.lax.stop_gradient((found.value, monomials))
+    return Alone(found.value, found.error, m.tables.sides(m.same, *known, slope=slope))
 
 
 def cross_stage(

@@ -35,7 +35,7 @@ NETS: dict[str, Net] = {
     "mlp": Net(mlp, (Input(4),)),
     "mlp_tied": Net(mlp_tied, (Input(4),)),
     "mlp_two_widths": Net(mlp_two_widths, (Input(4),)),
-    "resnet_mlp": Net(resnet_mlp, (Input(4),)),
+    "resnet_mlp": Net(resnet_mlp, (Input(4),), {"var_w": 1.0}),
     "rnn": Net(rnn, (Input(3, 4),), image="rows"),
     "rnn_mean": Net(rnn_mean, (Input(3, 4),), image="rows"),
 }
