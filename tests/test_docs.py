@@ -20,6 +20,7 @@ def blocks(path: Path, language: str) -> list[str]:
     return [text for kind, text in BLOCK.findall(path.read_text(encoding="utf-8")) if kind == language]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["README.md"])
 def test_python_in_documents_runs(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     space: dict[str, object] = {}
@@ -40,4 +41,4 @@ def test_recursions_in_documents_are_what_is_printed(name: str, shape: tuple[int
 def test_notebooks_execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
-    assert all(cell.get("outputs") for cell in notebook.cells if cell.cell_type == "code" and cell.source.endswith(")"))
+    assert all(cell.outputs for cell in notebook.cells if cell.cell_type == "code" and "print(" in cell.source)

@@ -100,6 +100,7 @@ def test_closed_forms(fn):
         assert (np.asarray(bound) <= 5e-13 * scale).all()
 
 
+@pytest.mark.slow
 def test_bounds_cover_and_are_tight():
     rows = bounds.measure(100, 1, functions=5)
     ratio, covered, relative = bounds.ratios(rows)
@@ -143,6 +144,7 @@ def difference(f, x, h=1e-4):
     return (8 * (f(x + h) - f(x - h)) - (f(x + 2 * h) - f(x - 2 * h))) / (12 * h)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fn", [jnp.tanh, shifted_relu, shifted_step], ids=lambda f: getattr(f, "__name__", "tanh"))
 def test_derivatives(fn):
     value = jax.jit(lambda x: pair(fn, fn, *x)[0])
