@@ -30,6 +30,8 @@ def test_layers(name: str) -> None:
             continue
         found = tp.kernels(program, jnp.asarray(case.x1), x2)
         for what, ours in (("nngp", found.nngp), ("ntk", found.ntk)):
+            if f"{what}_{suffix}" not in case.arrays:
+                continue  # the NTK of functions that jump
             theirs = case.arrays[f"{what}_{suffix}"]
             error = np.abs(ours - theirs).max() / np.abs(theirs).max()
             assert error <= tolerance(case, f"{what}_{suffix}"), f"{what}_{suffix} is off by {error:.2e}"
