@@ -12,16 +12,24 @@ import numpy as np
 
 from tensorprog import tiles
 from tensorprog.batch import batch, is_concrete, require_program
-from tensorprog.errors import ProgramError, bad_argument, problem
+from tensorprog.errors import ProgramError, bad_argument
 from tensorprog.existence import check_expectations
 from tensorprog.functions.base import method
-from tensorprog.gia import Finding, forward_transposes, readout_findings
+from tensorprog.gia import forward_transposes
 from tensorprog.interpret.equations import JointEq, PairEq
 from tensorprog.interpret.moments import Alone, Buffer
-from tensorprog.interpret.system import Moments, Targets, cross_stage, moments, parameter_weights, same_stage
+from tensorprog.interpret.system import (
+    Moments,
+    Targets,
+    cross_stage,
+    kernel_structure,
+    moments,
+    parameter_weights,
+    refuse,
+    same_stage,
+)
 from tensorprog.ir import ScalarType, Structure
 from tensorprog.program import Program
-from tensorprog.show import Printer
 
 Array = jax.Array
 
@@ -107,7 +115,7 @@ def second_moment(program: Program, u: str, v: str, x1: Any = None, x2: Any = No
     **Raises:** `ProgramError` for names that the program does not have, or that are no wide vectors.
     """
     structure = require_program(program, "second_moment").structure
-    _refuse(structure, forward_transposes(structure))
+    refuse(structure, forward_transposes(structure))
     positions = []
     for argument, name in (("u", u), ("v", v)):
         position = structure.position(name)
@@ -133,7 +141,7 @@ def ntk_by_parameter(
 
     One reverse pass: the cotangent of a cross covariance is its D (docs/theory.md).
     """
-    structure = _kernel_structure(program, "ntk")
+    structure = kernel_structure(program, "ntk")
     arrays = _data(structure, x1, x2)
     weights = parameter_weights(program, convention, widths)
     results = _evaluate(program, *arrays, _targets(structure), tangent=True, weights=weights, split=True)
@@ -160,7 +168,7 @@ def _kernels(
     widths: Mapping[str, int] | int | None = None,
     progress: bool = False,
 ) -> tuple[list[Kernels], bool]:
-    structure = _kernel_structure(program, what)
+    structure = kernel_structure(program, what)
     arrays = _data(structure, x1, x2)
     weights = parameter_weights(program, convention, widths)
     results = _evaluate(
@@ -171,23 +179,6 @@ def _kernels(
         bounds = Bounds(r["error"], r["tangent_error"]) if error else None
         found.append(Kernels(r["value"], r["tangent"], bounds))
     return found, structure.single
-
-
-def _kernel_structure(program: Program, what: str) -> Structure:
-    """The structure, once the kernel interpreter may take it."""
-    structure = require_program(program, what).structure
-    findings = forward_transposes(structure)
-    findings += readout_findings(structure)
-    _refuse(structure, findings)
-    return structure
-
-
-def _refuse(structure: Structure, findings: list[Finding]) -> None:
-    if findings:
-        first = findings[0]
-        printer = Printer(structure, [None] * len(structure.numbers))
-        text = printer.expression(first.position, top=structure.names[first.position] is None)
-        raise problem(structure.line(first.position), text, first.why, first.remedy)
 
 
 def _targets(structure: Structure) -> Targets:

@@ -10,14 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.batch import batch, require_program
-from tensorprog.errors import problem
+from tensorprog.batch import batch
 from tensorprog.functions.base import method
-from tensorprog.gia import forward_transposes, readout_findings
 from tensorprog.interpret.equation_text import Family, Writer, families
 from tensorprog.interpret.equations import PairEq
 from tensorprog.interpret.moments import Alone, Buffer
-from tensorprog.interpret.system import Moments, cross_stage, moments, parameter_weights, same_stage
+from tensorprog.interpret.system import Moments, cross_stage, kernel_structure, moments, parameter_weights, same_stage
 from tensorprog.program import Program
 from tensorprog.show import Printer, number_text
 
@@ -34,10 +32,7 @@ class Recursion:
     """
 
     def __init__(self, program: Program):
-        structure = require_program(program, "recursion").structure
-        for finding in (*forward_transposes(structure), *readout_findings(structure)):
-            text = Printer(structure, program.leaves).expression(finding.position, top=True)
-            raise problem(structure.line(finding.position), text, finding.why, finding.remedy)
+        structure = kernel_structure(program, "recursion")
         self.program = program
         self.targets = tuple((o, o) for o in structure.outputs)
         self.moments = moments(structure, self.targets)

@@ -13,13 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.errors import ProgramError, bad_argument
+from tensorprog.batch import require_program
+from tensorprog.errors import ProgramError, bad_argument, problem
+from tensorprog.gia import Finding, forward_transposes, readout_findings
 from tensorprog.interpret.demand import Demand
 from tensorprog.interpret.equations import UNIT, ZERO, ImportEq, JointEq, PairEq
 from tensorprog.interpret.moments import Alone, Buffer, Context, evaluate
 from tensorprog.interpret.plan import Plan, Tables, plan
 from tensorprog.ir import Bias, Parameter, Sites, Structure, fan
 from tensorprog.program import Program
+from tensorprog.show import Printer
 
 Array = jax.Array
 Targets = tuple[tuple[int, int], ...]
@@ -41,6 +44,25 @@ class Moments:
         u, v = self.targets[target]
         linear = self.demand.linear
         return (*linear.sites(u), *linear.sites(v))
+
+
+def kernel_structure(program: object, caller: str) -> Structure:
+    """The structure of a program that the kernel interpreter takes.
+
+    **Raises:** `ProgramError` at the line of what it does not take.
+    """
+    structure = require_program(program, caller).structure
+    refuse(structure, [*forward_transposes(structure), *readout_findings(structure)])
+    return structure
+
+
+def refuse(structure: Structure, findings: list[Finding]) -> None:
+    """Raise the first finding, if there is one, at the user's line."""
+    if findings:
+        first = findings[0]
+        printer = Printer(structure, [None] * len(structure.numbers))
+        text = printer.expression(first.position, top=structure.names[first.position] is None)
+        raise problem(structure.line(first.position), text, first.why, first.remedy)
 
 
 @contextmanager
