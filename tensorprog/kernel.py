@@ -254,15 +254,17 @@ def _evaluate(
     grid = _Grid(m, leaves, weights, x1, x2, tangent, error, split)
     if concrete:
         found = grid.on_host(progress)
-        check_expectations(program, m, found.left)
+        for side in (found.left,) if x2 is None else (found.left, found.right):
+            check_expectations(program, m, side)
         return [_finite(program, r) for r in grid.targets(found, np)]
     return grid.targets(grid.in_jax(), jnp)
 
 
 class _Found(NamedTuple):
-    """Tiles with what goes with them: same-input blocks of x1, crossing tiles (T, …), their block indices."""
+    """Tiles with what goes with them: same-input blocks of x1 and x2, crossing tiles (T, …), their block indices."""
 
     left: Alone
+    right: Alone
     diagonal: Buffer | None
     tiles: Buffer
     index: np.ndarray
@@ -320,7 +322,7 @@ class _Grid:
         diagonal = [self.diagonal(x, s) for x, s in zip(one, left, strict=True)] if self.alone else None
         items = ((one[i], two[j], left[i], right[j], self.valid(i, j, self.side)) for i, j in index.tolist())
         found = tiles.host_map(self.tile, items, progress, len(index))
-        return _Found(_stacked(left), _stacked(diagonal) if diagonal else None, _stacked(found), index)
+        return _Found(_stacked(left), _stacked(right), _stacked(diagonal) if diagonal else None, _stacked(found), index)
 
     def in_jax(self) -> _Found:
         size = min(self.side, 4 * -(-max(self.n1, self.n2) // 4))
@@ -329,7 +331,7 @@ class _Grid:
             left = self.same(())
             tile = self.tile((), (), left, left, self.valid(0, 0, 1))
             one_block = jax.tree.map(lambda a: a[None], (left, self.diagonal((), left), tile))
-            return _Found(one_block[0], one_block[1], one_block[2], index)
+            return _Found(one_block[0], one_block[0], one_block[1], one_block[2], index)
         left = tiles.mapped(self.same, b1)
         right = left if self.alone else tiles.mapped(self.same, b2)
         diagonal = tiles.mapped(lambda pair: self.diagonal(*pair), (b1, left)) if self.alone else None
@@ -342,7 +344,7 @@ class _Grid:
 
             return self.tile(pick(b1, i), pick(b2, j), pick(left, i), pick(right, j), self.valid(i, j, size))
 
-        return _Found(left, diagonal, tiles.mapped(one, jnp.asarray(index)), index)
+        return _Found(left, right, diagonal, tiles.mapped(one, jnp.asarray(index)), index)
 
     def targets(self, found: _Found, xp: Any) -> list[dict[str, Any]]:
         return [self.target(found, k, xp) for k in range(len(self.m.targets))]

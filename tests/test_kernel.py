@@ -439,6 +439,8 @@ def test_an_expectation_that_does_not_exist_is_refused() -> None:
     assert np.isfinite(tp.nngp(program, jnp.asarray([[0.3, 0.1]]))).all()
     with pytest.raises(tp.ProgramError, match=r"(?s)test_kernel.py.*variance"):
         tp.nngp(program, jnp.asarray([[3.0, 1.0]]))
+    with pytest.raises(tp.ProgramError, match="variance"):
+        tp.nngp(program, jnp.asarray([[0.3, 0.1]]), jnp.asarray([[3.0, 1.0]]))
 
 
 WRAPPED = [jax.nn.relu, ERF, jnp.sin, jnp.abs, partial(jax.nn.gelu, approximate=False), jnp.square]

@@ -62,7 +62,7 @@ def test_the_rate_test_sees_a_limit_that_is_two_per_cent_wrong() -> None:
     assert not rates.rate(1.04 * limit, networks).holds()
 
 
-# The stored limits are Gauss-Hermite sums of 64 nodes, up to 2e-6 (erf) and 5e-5 (tanh) off; exact ones are held to 1e-8 below.
+# The stored limits are Gauss-Hermite sums of 64 nodes, up to 2e-6 (erf) and 5e-5 (tanh) off; exact ones are below.
 @pytest.mark.parametrize(
     ("case", "tolerance"), [("erf_last", 1e-5), ("erf_avg", 1e-5), ("tanh_last", 1e-4), ("tanh_avg", 1e-4)]
 )
