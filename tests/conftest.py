@@ -1,15 +1,18 @@
 """What every test starts from: float64 switched on, compiled functions kept, hypothesis without a clock."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tensorprog.interpret.system import moments
 
 jax.config.update("jax_enable_x64", True)
 
@@ -35,3 +38,14 @@ def fresh_process() -> Callable[[str], str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def bounded_executables() -> Iterator[None]:
+    """Compiled functions are dropped now and then: a process may map only so many pieces of memory, and each executable
+    takes several (Linux allows 65 530, after which the process dies)."""
+    yield
+    with contextlib.suppress(OSError):
+        if Path("/proc/self/maps").read_text(encoding="utf-8").count("\n") > 20_000:
+            moments.cache_clear()
+            jax.clear_caches()

@@ -40,9 +40,6 @@ def nonlinearity(op: dict[str, Any]) -> Callable[[Any], Any]:
             return jnp.sin if (a, b, c) == (1.0, 1.0, 0.0) else lambda z: a * jnp.sin(b * z + c)
         case "Cos":
             return lambda z: a * jnp.cos(b * z + c)
-        case "Rbf":
-            gamma = op["gamma"]
-            return lambda z: math.sqrt(2.0) * jnp.sin(math.sqrt(2.0 * gamma) * z + math.pi / 4)
         case "SigmoidLike":
             return lambda z: 0.5 * erf(z / 2.4020563531719796) + 0.5
         case "Gabor":
@@ -100,6 +97,10 @@ def _run(h: Any, spec: list[dict[str, Any]], width: Any, numbers: Iterator[int])
                 else:
                     sizes = [branch[0]["width"] for branch in op["branches"]]
                     h = [(size / sum(sizes), b) for size, b in zip(sizes, branches, strict=True)]
+            case "Rbf":
+                # √2 sin(kz + π/4) = sin kz + cos kz, whose moments have closed forms at any variance.
+                wave = math.sqrt(2.0 * op["gamma"]) * h
+                h = tp.nonlin(jnp.sin, wave) + tp.nonlin(jnp.cos, wave)
             case _:
                 h = tp.nonlin(nonlinearity(op), h)
     return h
