@@ -29,6 +29,7 @@ from tensorprog.interpret.system import (
     same_stage,
 )
 from tensorprog.ir import ScalarType, Structure
+from tensorprog.loops import mapped
 from tensorprog.program import Program
 
 Array = jax.Array
@@ -332,9 +333,9 @@ class _Grid:
             tile = self.tile((), (), left, left, self.valid(0, 0, 1))
             one_block = jax.tree.map(lambda a: a[None], (left, self.diagonal((), left), tile))
             return _Found(one_block[0], one_block[0], one_block[1], one_block[2], index)
-        left = tiles.mapped(self.same, b1)
-        right = left if self.alone else tiles.mapped(self.same, b2)
-        diagonal = tiles.mapped(lambda pair: self.diagonal(*pair), (b1, left)) if self.alone else None
+        left = mapped(self.same, b1)
+        right = left if self.alone else mapped(self.same, b2)
+        diagonal = mapped(lambda pair: self.diagonal(*pair), (b1, left)) if self.alone else None
 
         def one(ij: Array) -> Buffer:
             i, j = ij
@@ -344,7 +345,7 @@ class _Grid:
 
             return self.tile(pick(b1, i), pick(b2, j), pick(left, i), pick(right, j), self.valid(i, j, size))
 
-        return _Found(left, right, diagonal, tiles.mapped(one, jnp.asarray(index)), index)
+        return _Found(left, right, diagonal, mapped(one, jnp.asarray(index)), index)
 
     def targets(self, found: _Found, xp: Any) -> list[dict[str, Any]]:
         return [self.target(found, k, xp) for k in range(len(self.m.targets))]

@@ -50,13 +50,6 @@ def wanted(i: Any, j: Any, size: int, n1: int, n2: int, symmetric: bool) -> Arra
     return inside & (row < column) if symmetric else inside
 
 
-def mapped(fn: Callable[[Any], Any], items: Any) -> Any:
-    """`jax.lax.map`; one item goes without a loop, which also lets reverse mode go over reverse mode."""
-    if jax.tree.leaves(items)[0].shape[0] > 1:
-        return jax.lax.map(fn, items)
-    return jax.tree.map(lambda a: a[None], fn(jax.tree.map(lambda a: a[0], items)))
-
-
 def host_map(fn: Callable[..., Any], items: Iterable[Any], progress: bool, total: int) -> list[Any]:
     """fn over items in a Python loop, with a progress bar when asked and tqdm is there."""
     bar = _progress(items, total) if progress else items

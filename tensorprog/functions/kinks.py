@@ -120,9 +120,9 @@ def _ascending(low: Array, high: Array) -> tuple[Array, Array]:
 @lru_cache(maxsize=1024)
 def _fixed(fn: Callable, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """The kinks of a function without numbers, as constants, without padding; searched once per function."""
-    with jax.ensure_compile_time_eval():
-        low, high = jax.jit(lambda: search(fn, (), jnp.dtype(dtype)))()
-    low, high = np.asarray(low), np.asarray(high)
+    # Compiled ahead: a call would become part of a trace in progress.
+    found = jax.jit(lambda: search(fn, (), jnp.dtype(dtype))).lower().compile()()
+    low, high = (np.asarray(x) for x in found)
     return low[np.isfinite(low)], high[np.isfinite(low)]
 
 

@@ -8,7 +8,7 @@ is again an expectation. Same-input quantities have no tangent (THEORY §13).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from tensorprog.functions import base
 from tensorprog.functions.crossing import crossing
 from tensorprog.functions.joint import Onto, Partial, joint
 from tensorprog.interpret.plan import Group, Plan, Run
+from tensorprog.loops import whole
 
 Array = jax.Array
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -93,34 +94,41 @@ def _loop(run: Run, context: Context, buffer: Buffer, deltas: Array | None) -> B
     def body(carry: Buffer, arrays: Any) -> tuple[Buffer, None]:
         for level, level_arrays in zip(run.levels, arrays, strict=True):
             for group, group_arrays in zip(level, level_arrays, strict=True):
-                carry = _group(group, group_arrays, context, carry, deltas)
+                carry = _group(group, group_arrays, context, carry, deltas, looped=True)
         return carry, None
 
     return jax.lax.scan(body, buffer, stacked)[0]
 
 
-def _group(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer, deltas: Array | None) -> Buffer:
+def _group(
+    group: Group,
+    arrays: dict[str, Any],
+    context: Context,
+    buffer: Buffer,
+    deltas: Array | None,
+    *,
+    looped: bool = False,
+) -> Buffer:
     """One array equation: new values of the rows `out`."""
     assert isinstance(group.form, tuple), "a form is a tuple"
     rule = _RULES[group.form[0]]
     out = arrays["out"]
-    value, tangent, error, tangent_error = rule(group, arrays, context, buffer)
-    if deltas is not None and tangent is not None:
-        tangent = tangent + deltas[arrays["ids"]]
-
     shape = (out.shape[0], *buffer.value.shape[1:])
 
-    def put(old: Array | None, new: Array | None) -> Array | None:
-        if old is None:
-            return None
-        return old.at[out].set(jnp.zeros(shape, old.dtype) if new is None else jnp.broadcast_to(new, shape))
+    like = jax.tree.map(lambda old: jax.ShapeDtypeStruct(shape, old.dtype), buffer)
 
-    return Buffer(
-        buffer.value.at[out].set(jnp.broadcast_to(value, shape)),
-        put(buffer.tangent, tangent),
-        put(buffer.error, error),
-        put(buffer.tangent_error, tangent_error),
-    )
+    def compute(buffer: Buffer) -> Buffer:
+        value, tangent, error, tangent_error = rule(group, arrays, context, buffer)
+        found = Buffer(value, tangent, error, tangent_error)
+        return jax.tree.map(
+            lambda like, new: jnp.zeros(shape, like.dtype) if new is None else jnp.broadcast_to(new, shape), like, found
+        )
+
+    integrated = looped and group.form[0] in _INTEGRATED
+    new = whole(out[0] >= 0, compute, buffer, like) if integrated else compute(buffer)
+    if deltas is not None and new.tangent is not None:
+        new = replace(new, tangent=new.tangent + deltas[arrays["ids"]])
+    return jax.tree.map(lambda old, rows: old.at[out].set(rows), buffer, new)
 
 
 Result = tuple[Array, Array | None, Array | None, Array | None]
@@ -400,3 +408,4 @@ _RULES = {
     "leaf": _leaf,
     "joint": _joint,
 }
+_INTEGRATED = ("pair", "one", "mean", "joint")
