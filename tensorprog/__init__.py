@@ -28,18 +28,22 @@ from tensorprog.interpret.finite import apply, init
 from tensorprog.interpret.recursion import Recursion, recursion
 from tensorprog.ir import Input
 from tensorprog.kernel import Bounds, Kernels, kernels, nngp, ntk, ntk_by_parameter, second_moment
+from tensorprog.limits import Limit, limit
 from tensorprog.program import Program
 from tensorprog.tracing.builder import Width
 from tensorprog.tracing.declare import bias, weight
 from tensorprog.tracing.run import moment, named, scalar, trace
 from tensorprog.tracing.sites import concat, mean, reshape, stack, sum
 from tensorprog.tracing.values import nonlin
+from tensorprog.transform.passes import backprop
+from tensorprog.transform.sgd import sgd_step
 
 __all__ = [
     "Bounds",
     "Comparison",
     "Input",
     "Kernels",
+    "Limit",
     "Program",
     "ProgramError",
     "Reason",
@@ -47,6 +51,7 @@ __all__ = [
     "Report",
     "Width",
     "apply",
+    "backprop",
     "bias",
     "check",
     "compare",
@@ -55,6 +60,7 @@ __all__ = [
     "functions",
     "init",
     "kernels",
+    "limit",
     "mean",
     "moment",
     "named",
@@ -67,6 +73,7 @@ __all__ = [
     "reshape",
     "scalar",
     "second_moment",
+    "sgd_step",
     "stack",
     "sum",
     "trace",

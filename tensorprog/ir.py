@@ -162,16 +162,21 @@ class BiasVector:
 
 @dataclass(frozen=True)
 class MatMul:
-    """y = W x, or y = Wᵀ x, at each site."""
+    """y = A x with A = W or Wᵀ at each site, times (rows of A / cols of A)^(aspect/2).
+
+    The aspect is 0 in what users write. In backward passes it keeps entries of one size whatever the widths are, and
+    makes the transpose of a readout, √n vᵀ, an initial vector.
+    """
 
     weight: int
     x: int
     transposed: bool = False
+    aspect: int = 0
 
 
 @dataclass(frozen=True)
 class LinComb:
-    """y = Σ coef·x + Σ coef·1; sites broadcast as in NumPy."""
+    """y = Σ coef·x + Σ coef·1; sites broadcast as in NumPy. Without terms it is a constant vector."""
 
     terms: tuple[tuple[Coef, int], ...]
     constants: tuple[Coef, ...] = ()
@@ -216,6 +221,14 @@ class Moment:
 
 
 @dataclass(frozen=True)
+class Inner:
+    """S[i, j] = (1/n) Σ_α x[i]_α y[j]_α for all pairs of sites; of inputs, over their features."""
+
+    x: int
+    y: int
+
+
+@dataclass(frozen=True)
 class ScalarFn:
     """θ = fn(θ¹, …), fn sees the whole arrays."""
 
@@ -224,7 +237,7 @@ class ScalarFn:
     scalars: tuple[ScalarRef, ...]
 
 
-Instruction = InputVector | BiasVector | MatMul | LinComb | Gather | SiteSum | Nonlin | Moment | ScalarFn
+Instruction = InputVector | BiasVector | MatMul | LinComb | Gather | SiteSum | Nonlin | Moment | Inner | ScalarFn
 
 
 def operands(instruction: Instruction) -> Iterator[int]:
@@ -240,6 +253,8 @@ def operands(instruction: Instruction) -> Iterator[int]:
             yield from (f for coef in coefs for f in coef.factors if isinstance(f, int))
         case Gather(xs=xs):
             yield from xs
+        case Inner(x=x, y=y):
+            yield from (x, y)
         case Nonlin(vectors=vectors, scalars=scalars) | Moment(vectors=vectors, scalars=scalars):
             yield from vectors
             yield from (s for s in scalars if isinstance(s, int))

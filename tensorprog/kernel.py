@@ -12,9 +12,10 @@ import numpy as np
 
 from tensorprog import tiles
 from tensorprog.batch import batch, is_concrete, require_program
+from tensorprog.decomposition import backward_kernels
 from tensorprog.errors import ProgramError, bad_argument
 from tensorprog.existence import check_expectations
-from tensorprog.functions.base import method
+from tensorprog.functions import base
 from tensorprog.gia import forward_transposes
 from tensorprog.interpret.equations import JointEq, PairEq
 from tensorprog.interpret.moments import Alone, Buffer
@@ -29,6 +30,7 @@ from tensorprog.interpret.system import (
     same_stage,
 )
 from tensorprog.ir import ScalarType, Structure
+from tensorprog.limits import SAMPLES, Options
 from tensorprog.loops import mapped
 from tensorprog.program import Program
 
@@ -74,6 +76,9 @@ def ntk(
     convention: str = "multiplier-std",
     widths: Mapping[str, int] | int | None = None,
     progress: bool = False,
+    method: str = "differentiate",
+    samples: int | None = None,
+    key: Any = None,
 ) -> Any:
     """The neural tangent kernel Θ(x, x̄) = lim ⟨∇f(x), ∇f(x̄)⟩ = Σ_p lr_p f_p T_p, weights shared wherever they are.
 
@@ -81,10 +86,19 @@ def ntk(
     multiplier `scale` = √var, f_p = scale²; "init-std" (the papers) trains W·√fan itself, f_p = 1; "standard" trains W,
     f_p = fan, and needs `widths`.
 
-    **Raises:** `ProgramError` as `nngp`, and where the Simple GIA Check fails.
+    `method="differentiate"` differentiates the recursion of second moments. `method="backward"` takes the moments of
+    the backward program in place, Σ over pairs of uses D · C, by the roads of `limit` (`samples` draws under `key`),
+    all inputs together: right also where gradient independence fails. For a Moment output (a mean readout) it returns
+    lim n·Θ, n the width of ratio 1, since Θ itself vanishes.
+
+    **Raises:** `ProgramError` as `nngp`, and where the Simple GIA Check fails (`method="differentiate"`); for wide
+    outputs (`method="backward"`).
 
     Source: Tensor Programs II (2006.14548), Theorem 7.2; THEORY of the differentiated form in docs/theory.md.
     """
+    if _is_backward(method):
+        found, single = _backward(program, x1, x2, convention, widths, samples, key)
+        return _outputs([k.ntk for k in found], single)
     results, single = _kernels(program, x1, x2, "ntk", convention=convention, widths=widths, progress=progress)
     return _outputs([r.ntk for r in results], single)
 
@@ -98,12 +112,19 @@ def kernels(
     convention: str = "multiplier-std",
     widths: Mapping[str, int] | int | None = None,
     progress: bool = False,
+    method: str = "differentiate",
+    samples: int | None = None,
+    key: Any = None,
 ) -> Any:
     """Both kernels in one pass, `.nngp` and `.ntk`; `error=True` adds `.error`, bounds `.error.nngp`, `.error.ntk`.
 
     The bounds cover what quadrature and series leave out and rounding, both carried through the recursion to first
-    order. Arguments and shapes as for `ntk`.
+    order. With `method="backward"` they are standard errors, and the NNGP of a Moment output is 0, as its variance is
+    in the limit. Arguments and shapes as for `ntk`.
     """
+    if _is_backward(method):
+        found, single = _backward(program, x1, x2, convention, widths, samples, key)
+        return _outputs([k if error else k._replace(error=None) for k in found], single)
     results, single = _kernels(
         program, x1, x2, "ntk", error=error, convention=convention, widths=widths, progress=progress
     )
@@ -182,6 +203,31 @@ def _kernels(
     return found, structure.single
 
 
+def _is_backward(method: str) -> bool:
+    if method not in ("differentiate", "backward"):
+        raise bad_argument("method", f"{method!r} is no road to the NTK", "give 'differentiate' or 'backward'")
+    return method == "backward"
+
+
+def _backward(
+    program: Program, x1: Any, x2: Any, convention: str, widths: Any, samples: int | None, key: Any
+) -> tuple[list[Kernels], bool]:
+    """Both kernels and their standard errors from the moments of the backward program, all inputs together."""
+    structure = require_program(program, "ntk").structure
+    first, second = _data(structure, x1, x2)
+    n1 = first[0].shape[0] if first else 1
+    joined = first if second is None else tuple(jnp.concatenate(pair) for pair in zip(first, second, strict=True))
+    columns = slice(0, n1) if second is None else slice(n1, None)
+    options = Options(SAMPLES if samples is None else samples, key)
+    weights = parameter_weights(program, convention, widths)
+    found = []
+    for output in structure.outputs:
+        whole = backward_kernels(program, output, joined, weights, options)
+        nngp, ntk, nngp_error, ntk_error = (k[:n1, columns] for k in whole)
+        found.append(Kernels(nngp, ntk, Bounds(nngp_error, ntk_error)))
+    return found, structure.single
+
+
 def _targets(structure: Structure) -> Targets:
     return tuple((o, o) for o in structure.outputs)
 
@@ -198,7 +244,7 @@ def _data(structure: Structure, x1: Any, x2: Any) -> tuple[tuple[Array, ...], tu
 def tile_side(m: Moments) -> int:
     """The side of this program's tiles, from the rows of its buffer."""
     costly = any(
-        isinstance(e, JointEq) or (isinstance(e, PairEq) and method(e.phi, e.psi) != "closed form")
+        isinstance(e, JointEq) or (isinstance(e, PairEq) and base.method(e.phi, e.psi) != "closed form")
         for e in m.demand.cross.equations
     )
     return tiles.side(m.cross.rows, small=costly)

@@ -13,12 +13,14 @@ import numpy as np
 
 from tensorprog.errors import Line
 from tensorprog.functions.frozen import Function, freeze
+from tensorprog.functions.pullback import is_pullback
 from tensorprog.gia import reached, simple_gia_check
 from tensorprog.ir import (
     BiasVector,
     Coef,
     Dim,
     Gather,
+    Inner,
     InputVector,
     LinComb,
     MatMul,
@@ -116,6 +118,8 @@ class Printer:
         if self.structure.names[position] is not None:
             return False
         match self.structure.instructions[position]:
+            case LinComb(terms=(), constants=constants):
+                return len(constants) > 1
             case LinComb(terms=terms, constants=constants):
                 return len(terms) + len(constants) > 1 or not self.term(*terms[0])[1].startswith("mean(")
             case ScalarFn(fn=fn):
@@ -142,8 +146,8 @@ class Printer:
                 return self.structure.input_names[index]
             case BiasVector(bias=index):
                 return self.structure.biases[index].name
-            case MatMul(weight=weight, x=x, transposed=transposed):
-                return f"{self.structure.weights[weight].name}{'ᵀ' if transposed else ''} {self.operand(x)}"
+            case MatMul():
+                return self.product(position)
             case LinComb(terms=terms, constants=constants):
                 return self.sum(terms, constants)
             case Gather(xs=xs, text=text):
@@ -157,17 +161,38 @@ class Printer:
                     return _VECTORS[fn].join(self.operand(v) for v in vectors)
                 if fn == _RECIPROCAL and over is None:
                     return f"1 / {self.operand(vectors[0])}"
+                if is_pullback(fn):
+                    after = "" if over is None else f"; over {axes_text(over)}"
+                    return f"{self.operand(vectors[0])} ⊙ {self.call(fn.name, vectors[1:], scalars, after)}"
                 return self.call(fn.name, vectors, scalars, "" if over is None else f"; over {axes_text(over)}")
             case Moment(fn=fn, vectors=vectors, scalars=scalars):
                 width = self.structure.vector(vectors[0]).dim
                 inside = self.call(fn.name, vectors, scalars)
-                if fn in _VECTORS and len(vectors) == 2 and not scalars:
+                if is_pullback(fn):
+                    inside = f"{self.operand(vectors[0])} ⊙ {self.call(fn.name, vectors[1:], scalars)}"
+                elif fn in _VECTORS and len(vectors) == 2 and not scalars:
                     inside = _VECTORS[fn].join(self.operand(v) for v in vectors)
                 return f"(1/{width}) Σ {inside}"
+            case Inner(x=x, y=y):
+                type_ = self.structure.vector(x)
+                return f"⟨{self.expression(x)}, {self.expression(y)}⟩/{type_.dim}"
             case ScalarFn(fn=fn, scalars=scalars):
                 return self.scalar_call(fn, scalars)
             case _ as never:
                 assert_never(never)
+
+    def product(self, position: int) -> str:
+        """W x or Wᵀ x, with a factor where the widths differ and the instruction has an aspect."""
+        instruction = self.structure.instructions[position]
+        assert isinstance(instruction, MatMul), "product is for MatMuls"
+        weight, x = self.structure.weights[instruction.weight], instruction.x
+        text = f"{weight.name}{'ᵀ' if instruction.transposed else ''}"
+        rows, cols = (weight.cols, weight.rows) if instruction.transposed else (weight.rows, weight.cols)
+        if instruction.aspect and rows != cols:
+            ratio = str(rows) if cols == 1 else f"({rows}/{cols})"
+            text = f"{'√' if instruction.aspect == 1 else ''}{ratio} {text}"
+        operand = self.operand(x)
+        return text if operand == "1" and cols == 1 else f"{text} {operand}"
 
     def sum(self, terms: Sequence[tuple[Coef, int]], constants: Sequence[Coef]) -> str:
         """Σ coef·x + Σ coef."""

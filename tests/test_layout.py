@@ -13,7 +13,7 @@ PACKAGE = ROOT / "tensorprog"
 
 #: The floors, lowest first. A module may import from floors below its own, and from its own folder without cycles.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "loops"),
     ("functions",),
     ("ir",),
     ("gia",),
@@ -24,8 +24,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("nets",),
     ("transform",),
     ("interpret",),
-    ("existence",),
-    ("tiles",),
+    ("existence", "limits"),
+    ("tiles", "decomposition"),
     ("kernel", "empirical"),
     ("predict",),
     ("plot",),

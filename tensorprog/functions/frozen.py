@@ -25,6 +25,7 @@ import numpy as np
 from tensorprog.functions.thaw import (
     ArrayBytes,
     Code,
+    Derived,
     Instance,
     Items,
     Mapping,
@@ -75,6 +76,11 @@ class Function:
 
     def __str__(self) -> str:
         return self.name
+
+
+def derived(make: Hashable, fn: Function, name: str) -> Function:
+    """make(fn) as a frozen function that holds the same numbers; `make` hashes, and is equal when it does the same."""
+    return Function(Derived(make, fn), (), fn.count, name)
 
 
 def freeze(fn: Callable[..., Any]) -> tuple[Function, tuple[jax.Array, ...]]:

@@ -90,13 +90,25 @@ class Instance:
 
 
 @dataclass(frozen=True)
+class Derived:
+    """A function made from a frozen one, its derivative say: make(fn)."""
+
+    make: Hashable
+    of: Any  # a frozen.Function
+
+    def value(self, numbers: tuple[jax.Array, ...]) -> Any:
+        assert callable(self.make), "what makes the function is called with it"
+        return self.make(self.of.thaw(numbers))
+
+
+@dataclass(frozen=True)
 class Reference:
     """The record of a function, by place."""
 
     index: int
 
 
-Node = Opaque | Number | ArrayBytes | Items | Mapping | Partial | Method | Tree | Instance | Reference
+Node = Opaque | Number | ArrayBytes | Items | Mapping | Partial | Method | Tree | Instance | Derived | Reference
 
 
 @dataclass(frozen=True)
@@ -198,6 +210,8 @@ class Thaw:
                 for name, held in fields:
                     object.__setattr__(made, name, self.value(held))
                 return made
+            case Derived():
+                return node.value(self.numbers)
             case Reference(index):
                 return self.shell(index)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping
-from typing import Any, assert_never
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +14,8 @@ import numpy as np
 from tensorprog.batch import batch, require_program
 from tensorprog.errors import bad_argument
 from tensorprog.gia import reached
-from tensorprog.ir import (
-    Bias,
-    BiasVector,
-    Coef,
-    Gather,
-    InputVector,
-    LinComb,
-    MatMul,
-    Moment,
-    Nonlin,
-    Num,
-    Parameter,
-    ScalarFn,
-    ScalarRef,
-    SiteSum,
-    Structure,
-    VectorType,
-    Weight,
-    fan,
-)
+from tensorprog.interpret.evaluator import Evaluator, safe_sqrt
+from tensorprog.ir import Bias, Dim, MatMul, Structure, VectorType, fan
 from tensorprog.program import Program, is_concrete
 
 Params = dict[str, jax.Array]
@@ -70,7 +52,7 @@ def init(program: Program, key: jax.Array, width: int | Mapping[str, int]) -> Pa
         if parameter.scale is None:
             deviation = jnp.where(var > 0, 1.0, 0.0).astype(dtype)
         else:
-            deviation = _safe_sqrt(var) / jnp.asarray(program.leaves[parameter.scale.index], dtype)
+            deviation = safe_sqrt(var) / jnp.asarray(program.leaves[parameter.scale.index], dtype)
         params[parameter.name] = deviation * jax.random.normal(_named_key(key, parameter.name), shape, dtype)
     return params
 
@@ -165,7 +147,7 @@ def run(
 ) -> tuple[jax.Array, ...]:
     """The given instructions' values for one example."""
     structure = program.structure
-    evaluator = _Evaluator(program, params, inputs)
+    evaluator = _Network(program, params, inputs)
     for position in reached(structure, outputs):
         evaluator.values[position] = evaluator.instruction(position)
     return tuple(_output(structure, position, evaluator.values[position]) for position in outputs)
@@ -176,109 +158,42 @@ def _output(structure: Structure, position: int, value: jax.Array) -> jax.Array:
     return value[..., 0] if isinstance(type_, VectorType) and type_.space == "output" and type_.dim == 1 else value
 
 
-def _safe_sqrt(value: jax.Array) -> jax.Array:
-    """√value with derivative 0, not infinite, at 0."""
-    positive = value > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, value, 1.0)), 0.0)
+def _sizes(structure: Structure, params: Mapping[str, jax.Array]) -> dict[str, int]:
+    """The width's sizes, as the parameters have them."""
+    sizes = {}
+    for parameter in structure.parameters:
+        dims = (parameter.dim,) if isinstance(parameter, Bias) else (parameter.rows, parameter.cols)
+        shape = np.shape(params[parameter.name])
+        sizes.update({d: n for d, n in zip(dims, shape[len(shape) - len(dims) :], strict=True) if isinstance(d, str)})
+    return sizes
 
 
-class _Evaluator:
-    """The values of one example's instructions, in program order."""
+class _Network(Evaluator):
+    """A finite network: a wide vector is its n coordinates."""
 
     def __init__(self, program: Program, params: Mapping[str, jax.Array], inputs: tuple[jax.Array, ...]):
-        self.structure, self.leaves = program.structure, program.leaves
-        self.params, self.inputs = params, inputs
-        self.values: dict[int, jax.Array] = {}
         own = [params[p.name] for p in program.structure.parameters]
-        self.dtype = jnp.result_type(*(inputs or own or [float]))
-
-    def number(self, num: Num) -> jax.Array:
-        return jnp.asarray(self.leaves[num.index], self.dtype)
-
-    def scalar(self, ref: ScalarRef) -> jax.Array:
-        return self.number(ref) if isinstance(ref, Num) else self.values[ref]
-
-    def coef(self, coef: Coef) -> jax.Array:
-        return math.prod((self.scalar(f) for f in coef.factors), start=jnp.asarray(coef.constant, self.dtype))
-
-    def scale(self, parameter: Parameter) -> jax.Array:
-        if parameter.scale is not None:
-            return self.number(parameter.scale)
-        return _safe_sqrt(self.number(parameter.var))
+        super().__init__(program, inputs, jnp.result_type(*(inputs or own or [float])))
+        self.params = params
+        self.sizes = _sizes(program.structure, params)
 
     def parameter(self, name: str) -> jax.Array:
         return jnp.asarray(self.params[name], self.dtype)
 
-    def matmul(self, weight: Weight, x: jax.Array, transposed: bool) -> jax.Array:
+    def matmul(self, instruction: MatMul, x: jax.Array) -> jax.Array:
+        weight = self.structure.weights[instruction.weight]
         theta = self.parameter(weight.name)
+        matrix = theta if instruction.transposed else theta.T
         cols = fan(weight) if isinstance(weight.cols, int) else fan(weight) * theta.shape[-1]
-        product = x @ (theta if transposed else theta.T)
-        return product * (self.scale(weight) / math.sqrt(cols))
+        rows_of_a, cols_of_a = matrix.shape[1], matrix.shape[0]
+        aspect = (rows_of_a / cols_of_a) ** (instruction.aspect / 2)
+        return (x @ matrix) * (self.scale(weight) * (aspect / math.sqrt(cols)))
 
-    def instruction(self, position: int) -> jax.Array:
-        structure, values = self.structure, self.values
-        match structure.instructions[position]:
-            case InputVector(input=index):
-                return self.inputs[index]
-            case BiasVector(bias=index):
-                bias = structure.biases[index]
-                centred = self.scale(bias) * self.parameter(bias.name)
-                return centred if bias.mean is None else centred + self.number(bias.mean)
-            case MatMul(weight=weight, x=x, transposed=transposed):
-                return self.matmul(structure.weights[weight], values[x], transposed)
-            case LinComb():
-                return self.lincomb(position)
-            case Gather(xs=xs, source=source):
-                flat = [values[x].reshape(-1, values[x].shape[-1]) for x in xs]
-                return jnp.concatenate(flat)[source.array]
-            case SiteSum(x=x, axes=axes):
-                return values[x].sum(axes)
-            case Nonlin(fn=fn, numbers=numbers, vectors=vectors, scalars=scalars, over=over):
-                return self.pointwise(fn, numbers, vectors, scalars, over)
-            case Moment(fn=fn, numbers=numbers, vectors=vectors, scalars=scalars):
-                return self.pointwise(fn, numbers, vectors, scalars, None).mean(-1)
-            case ScalarFn(fn=fn, numbers=numbers, scalars=scalars):
-                arguments = [self.scalar(s) for s in scalars]
-                return jnp.asarray(fn(*arguments, numbers=tuple(self.number(n) for n in numbers)), self.dtype)
-            case _ as never:
-                assert_never(never)
+    def bias(self, bias: Bias) -> jax.Array:
+        return self.scale(bias) * self.parameter(bias.name)
 
-    def lincomb(self, position: int) -> jax.Array:
-        instruction = self.structure.instructions[position]
-        assert isinstance(instruction, LinComb), "lincomb is for LinCombs"
-        terms = [self.coef(coef)[..., None] * self.values[x] for coef, x in instruction.terms]
-        constants = [self.coef(coef)[..., None] for coef in instruction.constants]
-        return sum([*terms[1:], *constants], start=terms[0])
+    def ones(self, dim: Dim) -> jax.Array:
+        return jnp.ones(dim if isinstance(dim, int) else self.sizes[dim], self.dtype)
 
-    def pointwise(
-        self,
-        fn: Any,
-        numbers: tuple[Num, ...],
-        vectors: tuple[int, ...],
-        scalars: tuple[ScalarRef, ...],
-        over: tuple[int, ...] | None,
-    ) -> jax.Array:
-        """fn at every coordinate and site; with `over`, at every coordinate and every other site."""
-        arguments = [self.values[v] for v in vectors] + [self.scalar(s)[..., None] for s in scalars]
-        arguments = jnp.broadcast_arrays(*arguments)
-        values = tuple(self.number(n) for n in numbers)
-        # What a function returns may have a dtype of its own: a comparison, an array in double precision inside it.
-        held = lambda *coordinate: jnp.asarray(fn(*coordinate, numbers=values), self.dtype)
-        if over is not None:
-            return _over(held, arguments, over)
-        return jax.vmap(held)(*(a.reshape(-1) for a in arguments)).reshape(arguments[0].shape)
-
-
-def _over(fn: Any, arguments: list[jax.Array], over: tuple[int, ...]) -> jax.Array:
-    """fn sees the axes `over` whole, in that order; the other site axes and the wide axis are mapped over."""
-    sites = arguments[0].ndim - 1
-    rest = [axis for axis in range(sites) if axis not in over]
-    moved = [jnp.transpose(a, (*rest, sites, *over)) for a in arguments]
-    lead = moved[0].shape[: len(rest) + 1]
-    flat = [a.reshape(-1, *a.shape[len(rest) + 1 :]) for a in moved]
-    result = jax.vmap(fn)(*flat)
-    result = result.reshape(*lead, *result.shape[1:])
-    if result.ndim == len(lead):
-        return result
-    order = np.argsort([*rest, sites, *over])  # the axis at each place of the result, sites in their old order
-    return jnp.transpose(result, tuple(order.tolist()))
+    def mean(self, values: jax.Array, dim: Dim) -> jax.Array:
+        return values.mean(-1)

@@ -21,6 +21,7 @@ from tensorprog.ir import (
     Coef,
     Dim,
     Gather,
+    Inner,
     InputVector,
     Instruction,
     LinComb,
@@ -181,7 +182,7 @@ class Linear:
                 return Facts(True, sources, depth)
             case LinComb() | Gather() | SiteSum():
                 return Facts(all(f.gaussian for f in below), sources, depth)
-            case Nonlin() | Moment() | ScalarFn():
+            case Nonlin() | Moment() | Inner() | ScalarFn():
                 return Facts(False, sources, depth)
             case _ as never:
                 assert_never(never)

@@ -117,6 +117,21 @@ class Builder:
         self.weights: list[Weight] = []
         self.biases: list[Bias] = []
         self.parameter_lines: dict[str, Line | None] = {}
+        self.at: Line | None = None  # the user's line while a program is written by a transform
+
+    @staticmethod
+    def like(structure: Structure, values: Sequence[Number], inputs: Sequence[Input], names: Sequence[str]) -> Builder:
+        """A builder with a program's declarations and numbers, other inputs, and no instruction yet."""
+        b = Builder(structure.name, inputs, names)
+        b.numbers, b.values = list(structure.numbers), list(values)
+        b.widths = {name: (num, values[num.index]) for name, num in structure.widths}
+        b.weights, b.biases = list(structure.weights), list(structure.biases)
+        b.parameter_lines = dict(structure.lines.parameters)
+        return b
+
+    def here(self) -> Line | None:
+        """The line that an instruction is written for."""
+        return self.at or user_line()
 
     # ---- numbers and instructions
 
@@ -143,7 +158,7 @@ class Builder:
             position = self.known[instruction] = len(self.instructions)
             self.instructions.append(instruction)
             self.types.append(type_)
-            self.lines.append(line or user_line())
+            self.lines.append(line or self.here())
             self.names.append(None)
         return position
 

@@ -17,7 +17,7 @@ import numpy as np
 from tensorprog.functions.frozen import freeze
 from tensorprog.ir import Coef, Dim, LinComb, ScalarFn, ScalarRef, ScalarType, Sites, VectorType
 from tensorprog.program import is_concrete
-from tensorprog.tracing.builder import Builder, failure, is_number, user_line
+from tensorprog.tracing.builder import Builder, failure, is_number
 from tensorprog.tracing.calls import broadcast, function_name, nonlin_at, same_builder, same_space
 from tensorprog.tracing.indexing import gather_at, index_text
 from tensorprog.tracing.traced import AnyScalar, AnyVector, Traced
@@ -100,7 +100,7 @@ class Vector(AnyVector):
     ):
         self.builder, self.type, self.terms, self.constants = builder, type_, terms, constants
         # A LinComb is written down when it is read, but it stands where the user wrote it.
-        self.line = None if self.atom() is not None else user_line()
+        self.line = None if self.atom() is not None else builder.here()
 
     @property
     def sites(self) -> Sites:

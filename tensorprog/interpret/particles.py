@@ -1,0 +1,187 @@
+"""The interpreter of limits: a program run on the limits Z of its vectors' coordinates.
+
+Master Theorem (Tensor Programs III, 2009.10685, Theorem 2.10): Moments converge to expectations over Z. What Z is made
+of (`spaces`) decides whether the expectations are exact, by quadrature or by draws; how a matrix acts is the same
+(`products`).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from tensorprog.functions.frozen import Function, freeze
+from tensorprog.interpret.evaluator import Evaluator, safe_sqrt
+from tensorprog.interpret.products import Family, cholesky, gaussian_part, response
+from tensorprog.interpret.spaces import HIGHEST, Grid, Space
+from tensorprog.ir import (
+    Bias,
+    BiasVector,
+    Dim,
+    MatMul,
+    Moment,
+    Nonlin,
+    Structure,
+    VectorType,
+)
+from tensorprog.program import Program
+
+Array = jax.Array
+_PRODUCT = freeze(operator.mul)[0]
+MOMENT_NODES = {1: 1025, 2: 129, 3: 49}
+"""Nodes to an axis for a Moment of so many linear vectors."""
+
+
+def gaussians(structure: Structure, positions: list[int]) -> dict[str, int]:
+    """How many independent Gaussians a program draws, by width."""
+    counts = {name: 0 for name, _ in structure.widths}
+    for position in positions:
+        type_ = structure.types[position]
+        draws = isinstance(structure.instructions[position], MatMul | BiasVector)
+        if draws and isinstance(type_, VectorType) and isinstance(type_.dim, str):
+            counts[type_.dim] += math.prod(type_.sites)
+    return counts
+
+
+class Limit(Evaluator):
+    """A program's vectors as random variables of a space: (*sites, M).
+
+    `naive` leaves every Ż out (the gradient independence assumption). `largest` collects the coefficients of Ż, each
+    with the position of the product that has it.
+    """
+
+    def __init__(self, program: Program, inputs: tuple[Array, ...], spaces: Mapping[str, Space], naive: bool = False):
+        super().__init__(program, inputs, next(iter(spaces.values())).one.dtype)
+        self.spaces, self.naive = spaces, naive
+        self.families: dict[tuple[int, bool], Family] = {}
+        self.coefficients: dict[int, Array] = {}
+        self.position = -1
+
+    def second_moments(self, x: int, y: int) -> Array:
+        """E Z^x Z^y of all pairs of sites of two vectors, (*S_x, *S_y); of readouts Σ over their rows."""
+        type_, left, right = self.structure.vector(x), self.values[x], self.values[y]
+        if type_.space == "output":
+            return jnp.tensordot(left, right, (-1, -1), precision=HIGHEST)
+        return self.inner(left, right, type_)
+
+    def run(self, positions: list[int]) -> dict[int, Array]:
+        for self.position in positions:
+            self.values[self.position] = self.instruction(self.position)
+        return self.values
+
+    # ---- vectors
+
+    def ones(self, dim: Dim) -> Array:
+        return jnp.ones(dim, self.dtype) if isinstance(dim, int) else self.spaces[dim].one
+
+    def mean(self, values: Array, dim: Dim) -> Array:
+        assert isinstance(dim, str), "averages are over widths"
+        return self.spaces[dim].mean(values)
+
+    def inner(self, x: Array, y: Array, type_: VectorType) -> Array:
+        if not isinstance(type_.dim, str):
+            return super().inner(x, y, type_)
+        pairs = self.spaces[type_.dim].inner(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]))
+        return pairs.reshape(*x.shape[:-1], *y.shape[:-1])
+
+    def bias(self, bias: Bias) -> Array:
+        assert isinstance(bias.dim, str), "a readout's bias is no vector of a limit"
+        space = self.spaces[bias.dim]
+        deviation = safe_sqrt(self.number(bias.var))
+        return (deviation * space.fresh(math.prod(bias.sites))).reshape(*bias.sites, -1)
+
+    def ratio(self, rows: str, cols: str) -> Array:
+        numbers = dict(self.structure.widths)
+        return self.number(numbers[rows]) / self.number(numbers[cols])
+
+    def matmul(self, instruction: MatMul, x: Array) -> Array:
+        weight, transposed = self.structure.weights[instruction.weight], instruction.transposed
+        rows, cols = (weight.cols, weight.rows) if transposed else (weight.rows, weight.cols)
+        assert isinstance(rows, str), "a readout's value has no limit but its law"
+        space, flat = self.spaces[rows], x.reshape(-1, x.shape[-1])
+        key = (instruction.weight, transposed)
+        before = self.families.get(key)
+        earlier = flat[:0] if before is None else before.x
+        sigma = safe_sqrt(self.number(weight.var))
+        if isinstance(cols, int):
+            # Entries of variance σ²/d of a weight that reads d features, σ² of √n vᵀ.
+            size = 1.0 if transposed else float(cols)
+            across, own = (jnp.matmul(flat, other.T, precision=HIGHEST) / size for other in (earlier, flat))
+            z = sigma * gaussian_part(self.families, key, flat, (across, own), space)
+            return z.reshape(*x.shape[:-1], -1)
+        inside = self.spaces[cols]
+        moments = inside.inner(flat, earlier), inside.inner(flat, flat)
+        rho = self.ratio(rows, cols)  # of the matrix that acts, W (n × m) or Wᵀ (m × n)
+        # q, the variance of its entries times its columns: σ² for W, σ² n/m for Wᵀ.
+        spread = sigma / safe_sqrt(rho) if transposed else sigma
+        z = spread * gaussian_part(self.families, key, flat, moments, space)
+        dual = self.families.get((instruction.weight, not transposed))
+        if dual is not None and not self.naive:
+            # q / √q′, q′ the transpose's.
+            coefficients = (sigma / (rho if transposed else safe_sqrt(rho))) * response(dual, flat, inside)
+            self.coefficients[self.position] = coefficients
+            z = z + jnp.matmul(coefficients.T, dual.x, precision=HIGHEST)
+        return (z * rho ** (instruction.aspect / 2)).reshape(*x.shape[:-1], -1)
+
+
+class LinearLimit(Limit):
+    """The limit of a program whose vectors are linear forms in Gaussians: only its Moments see functions."""
+
+    def __init__(
+        self,
+        program: Program,
+        inputs: tuple[Array, ...],
+        spaces: Mapping[str, Space],
+        naive: bool = False,
+        coarser: float = 1.0,
+    ):
+        super().__init__(program, inputs, spaces, naive)
+        self.coarser = coarser
+
+    def nonlin(self, nonlin: Nonlin) -> Array:
+        raise AssertionError("a program with Nonlins is not linear")
+
+    def moment(self, moment: Moment) -> Array:
+        """E fn of jointly Gaussian variables, by quadrature in as many dimensions."""
+        forms = jnp.broadcast_arrays(*(self.values[v] for v in moment.vectors))
+        sites = jnp.broadcast_shapes(forms[0].shape[:-1], *(self.scalar(s).shape for s in moment.scalars))
+        flat = [jnp.broadcast_to(f, (*sites, f.shape[-1])).reshape(-1, f.shape[-1]) for f in forms]
+        scalars = [jnp.broadcast_to(self.scalar(s), sites).reshape(-1) for s in moment.scalars]
+        numbers = tuple(self.number(n) for n in moment.numbers)
+        if is_product(moment.fn) and len(flat) == 2 and not scalars:
+            return (flat[0] * flat[1]).sum(-1).reshape(sites)
+        nodes = int(MOMENT_NODES[len(flat)] * self.coarser) | 1
+        grid = Grid(len(flat), nodes, self.dtype)
+
+        def one(item: tuple[Array, list[Array]]) -> Array:
+            own, thetas = item
+            centred = own[:, 1:]
+            covariance = jnp.matmul(centred, centred.T, precision=HIGHEST)
+            factor = cholesky(covariance, jnp.diagonal(covariance))
+            values = own[:, :1] + jnp.matmul(factor, grid.nodes, precision=HIGHEST)
+            at = jax.vmap(lambda *z: jnp.asarray(moment.fn(*z, *thetas, numbers=numbers), self.dtype))
+            return grid.mean(at(*values))
+
+        return jax.lax.map(one, (jnp.stack(flat, 1), scalars)).reshape(sites)
+
+
+def is_product(fn: Function) -> bool:
+    """Whether a function multiplies its two arguments."""
+    return fn == _PRODUCT
+
+
+def linear_obstacle(structure: Structure, positions: list[int]) -> int | None:
+    """The first instruction that makes a program not linear, or a Moment of too many vectors; None when exact."""
+    for position in positions:
+        match structure.instructions[position]:
+            case Nonlin():
+                return position
+            case Moment(fn=fn, vectors=vectors) if len(vectors) > len(MOMENT_NODES) and not is_product(fn):
+                return position
+            case _:
+                pass
+    return None

@@ -1,0 +1,101 @@
+"""Products of one random matrix, in the limit: Z^{Ax} = Ẑ + Ż (THEORY: the Z-calculus).
+
+All Ẑ of one matrix are jointly Gaussian with covariance q E Z^x Z^x̄. They are drawn one block after another from the
+Cholesky factor of the second moments: Ẑ = √q L ε with standard Gaussians ε, so that a block is conditioned on the
+blocks before it. Where a vector depends linearly on earlier ones the pivot is 0, and so is its column.
+
+The Ż of A x is q Σ a_i Z^{y_i} over earlier products Aᵀ y_i; by Stein's lemma Λ a = E Ẑ^{Aᵀy} Z^x with Λ = q' E Z^y Z^ȳ
+= q' L Lᵀ, and E Ẑ Z^x = √q' L β with β = E ε Z^x: then Lᵀ a = β / √q'. No function is differentiated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from tensorprog.interpret.spaces import Space
+
+Array = jax.Array
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@dataclass
+class Family:
+    """The products of one matrix so far: `x` (J, M) or features, `noise` ε (J, M'), `factor` L (J, J), both in step."""
+
+    x: Array
+    noise: Array
+    factor: Array
+
+
+def cholesky(moments: Array, sizes: Array) -> Array:
+    """L with L Lᵀ = moments (K, K), positive semi-definite; pivots below rounding of `sizes` (K,) are 0."""
+    tolerance = (1e-9 if moments.dtype == jnp.float64 else 1e-4) * sizes
+    places = jnp.arange(len(moments))
+
+    def column(j: Array, factor: Array) -> Array:
+        rest = moments[:, j] - jnp.matmul(factor, factor[j], precision=HIGHEST)
+        alive = rest[j] > tolerance[j]
+        root = jnp.sqrt(jnp.where(alive, rest[j], 1.0))
+        return factor.at[:, j].set(jnp.where(alive & (places >= j), rest / root, 0.0))
+
+    return jax.lax.fori_loop(0, len(moments), column, jnp.zeros_like(moments))
+
+
+def extended(factor: Array, across: Array, own: Array) -> Array:
+    """The factor (J, J) of earlier moments grown by a block: `across` (K, J) moments with them, `own` (K, K)."""
+    left = solve_lower(factor, across.T).T
+    right = cholesky(own - jnp.matmul(left, left.T, precision=HIGHEST), jnp.diagonal(own))
+    top = jnp.concatenate([factor, jnp.zeros((len(factor), len(own)), own.dtype)], axis=1)
+    return jnp.concatenate([top, jnp.concatenate([left, right], axis=1)])
+
+
+def _alive(factor: Array) -> tuple[Array, Array]:
+    """Which columns are not 0, and the factor with 1 on the diagonal of those that are."""
+    alive = jnp.diagonal(factor) > 0
+    return alive, factor + jnp.diag(jnp.where(alive, 0.0, 1.0).astype(factor.dtype))
+
+
+def solve_lower(factor: Array, right: Array) -> Array:
+    """The solution of L b = right, 0 at pivots of 0."""
+    alive, full = _alive(factor)
+    return jnp.where(alive[:, None], jax.scipy.linalg.solve_triangular(full, right, lower=True), 0.0)
+
+
+def solve_upper(factor: Array, right: Array) -> Array:
+    """The solution of Lᵀ a = right, 0 at pivots of 0."""
+    alive, full = _alive(factor)
+    right = jnp.where(alive[:, None], right, 0.0)
+    return jnp.where(alive[:, None], jax.scipy.linalg.solve_triangular(full.T, right, lower=False), 0.0)
+
+
+def gaussian_part(
+    families: dict[tuple[int, bool], Family],
+    key: tuple[int, bool],
+    x: Array,
+    moments: tuple[Array, Array],
+    space: Space,
+) -> Array:
+    """Ẑ/√q of a block of products (K, M'), recorded in its family; `moments` are (with earlier ones, own)."""
+    before = families.get(key)
+    across, own = moments
+    noise = space.fresh(len(own))
+    if before is None:
+        factor = cholesky(own, jnp.diagonal(own))
+        families[key] = Family(x, noise, factor)
+    else:
+        factor = extended(before.factor, across, own)
+        families[key] = Family(jnp.concatenate([before.x, x]), jnp.concatenate([before.noise, noise]), factor)
+    family = families[key]
+    return jnp.matmul(family.factor[-len(own) :], family.noise, precision=HIGHEST)
+
+
+def response(transposed: Family, x: Array, space: Space) -> Array:
+    """√q' a for each x (K, M): (J, K), from the earlier products of the transpose, whose noise lives where x does."""
+    noise = transposed.noise
+    # The regression's own normal equations, in place of the identity that E ε εᵀ is: less noise with few draws.
+    normal = space.inner(noise, noise)
+    beta = jnp.linalg.solve(normal, space.inner(noise, x))
+    return solve_upper(transposed.factor, beta)

@@ -1,0 +1,156 @@
+"""The roads to a limit: exact moments, quadrature, particles; which one a program can take, and how each is run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tensorprog.gia import reached
+from tensorprog.interpret.particles import Limit, LinearLimit, gaussians, linear_obstacle
+from tensorprog.interpret.spaces import Draws, Forms, Grid
+from tensorprog.ir import Structure
+from tensorprog.program import Program
+
+Array = jax.Array
+NODES = {0: 1, 1: 2049, 2: 257, 3: 65}
+"""Nodes to an axis of the quadrature in so many Gaussians."""
+REPLICATES = 32
+COARSER = 0.7
+CHUNK = 2**15
+_LEAST = 64
+_BYTES = 2**28
+Read = Callable[[Limit], Any]
+"""What is wanted of a finished run: a hashable function that returns arrays."""
+
+
+@dataclass(frozen=True)
+class Road:
+    """How a program is run. `method`: "exact", "quadrature" or "particles", the latter by replicates of `points`."""
+
+    method: str
+    points: int = 0
+    replicates: int = 0
+    naive: bool = False
+
+
+def widest(structure: Structure, positions: list[int]) -> int:
+    """The most Gaussians that vectors of one width depend on."""
+    return max(gaussians(structure, positions).values(), default=0)
+
+
+def possible(structure: Structure, ends: tuple[int, ...]) -> str:
+    """The best road for a program: exact where all is linear, quadrature in few Gaussians, else particles."""
+    positions = reached(structure, ends)
+    if linear_obstacle(structure, positions) is None:
+        return "exact"
+    return "quadrature" if widest(structure, positions) <= max(NODES) else "particles"
+
+
+def particles(structure: Structure, ends: tuple[int, ...], samples: int, chunk: int | None) -> tuple[int, int]:
+    """(points, replicates): a power of two of draws at a time, as many as fit, in at least 32 replicates."""
+    if chunk is None:
+        vectors = sum(math.prod(structure.types[p].sites) for p in reached(structure, ends))
+        chunk = min(CHUNK, _BYTES // (16 * max(1, vectors)))
+    most = max(_LEAST, min(chunk, samples // REPLICATES))
+    points = 2 ** int(math.log2(most))
+    return points, max(REPLICATES, -(-samples // points))
+
+
+def _single(
+    program: Program, inputs: tuple[Array, ...], ends: tuple[int, ...], read: Read, road: Road, dtype: Any
+) -> tuple[Any, Any]:
+    """Values and errors for one example, without draws."""
+    structure = program.structure
+    positions = reached(structure, ends)
+    counts = gaussians(structure, positions)
+
+    def run(coarser: float) -> Any:
+        if road.method == "exact":
+            spaces = {name: Forms(count, dtype) for name, count in counts.items()}
+            limit: Limit = LinearLimit(program, inputs, spaces, road.naive, coarser)
+        else:
+            nodes = {n: int(NODES[c] * coarser) | 1 for n, c in counts.items()}
+            limit = Limit(program, inputs, {n: Grid(c, nodes[n], dtype) for n, c in counts.items()}, road.naive)
+        limit.run(positions)
+        return read(limit)
+
+    fine, coarse = run(1.0), jax.lax.stop_gradient(run(COARSER))
+    return fine, jax.tree.map(lambda a, b: jax.lax.stop_gradient(jnp.abs(a - b)), fine, coarse)
+
+
+def _replicated(
+    program: Program, inputs: tuple[Array, ...], ends: tuple[int, ...], read: Read, road: Road, dtype: Any, key: Array
+) -> tuple[Any, Any]:
+    """Means over replicates and their standard errors, for one example."""
+    structure = program.structure
+    positions = reached(structure, ends)
+    counts = gaussians(structure, positions)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def replicate(key: Array) -> Any:
+        spaces = {
+            name: Draws(jax.random.fold_in(key, k), count, road.points, dtype)
+            for k, (name, count) in enumerate(counts.items())
+        }
+        limit = Limit(program, inputs, spaces, road.naive)
+        limit.run(positions)
+        return read(limit)
+
+    found = jax.lax.map(replicate, jax.random.split(key, road.replicates))
+    value = jax.tree.map(lambda a: a.mean(0), found)
+    error = jax.tree.map(lambda a: jax.lax.stop_gradient(a.std(0, ddof=1) / math.sqrt(road.replicates)), found)
+    return value, error
+
+
+@partial(jax.jit, static_argnames=("ends", "read", "road"))
+def expectations(
+    program: Program, arrays: tuple[Array, ...], key: Array, *, ends: tuple[int, ...], read: Read, road: Road
+) -> tuple[Any, Any]:
+    """(value, error) of what `read` takes from a run for the given instructions; mapped over examples (N, …).
+
+    The error is a standard error for particles, the change from a coarser quadrature otherwise.
+    """
+    dtype = jnp.result_type(*(arrays or (float,)))
+
+    def one(inputs: tuple[Array, ...]) -> tuple[Any, Any]:
+        if road.method == "particles":
+            return _replicated(program, inputs, ends, read, road, dtype, key)
+        return _single(program, inputs, ends, read, road, dtype)
+
+    return jax.lax.map(one, arrays) if arrays else one(())
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The values of scalar outputs."""
+
+    positions: tuple[int, ...]
+
+    def __call__(self, limit: Limit) -> tuple[Array, ...]:
+        return tuple(limit.values[p] for p in self.positions)
+
+
+@dataclass(frozen=True)
+class Responses:
+    """The coefficients of Ż of the given products (those that have any), flattened to one array."""
+
+    positions: tuple[int, ...]
+
+    def __call__(self, limit: Limit) -> Array:
+        found = [limit.coefficients[p].reshape(-1) for p in self.positions if p in limit.coefficients]
+        return jnp.concatenate(found) if found else jnp.zeros(1, limit.dtype)
+
+
+def is_small(value: Any, error: Any, tolerance: float) -> bool:
+    """Whether errors are small beside the largest value."""
+    pairs = zip(jax.tree.leaves(value), jax.tree.leaves(error), strict=True)
+    return all(
+        np.max(np.asarray(e), initial=0) <= tolerance * np.max(np.abs(np.asarray(v)), initial=1) for v, e in pairs
+    )

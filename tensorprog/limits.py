@@ -1,0 +1,202 @@
+"""`limit`: the infinite-width limit of every scalar that a program computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from tensorprog.batch import batch, require_program
+from tensorprog.errors import ProgramError, bad_argument, problem
+from tensorprog.gia import reached
+from tensorprog.interpret.particles import linear_obstacle
+from tensorprog.interpret.roads import NODES, Outputs, Read, Road, expectations, is_small, particles, possible, widest
+from tensorprog.ir import ScalarType, Structure
+from tensorprog.program import Program, is_concrete
+from tensorprog.show import expression
+
+METHODS = ("auto", "exact", "quadrature", "particles")
+SAMPLES = 2**18
+_GOOD = 1e-3
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["value", "stderr"], meta_fields=["method"])
+@dataclass(frozen=True)
+class Limit:
+    """The limit of a program's outputs.
+
+    `value`: an array (N, *S) for an output over sites S, without N where the program has no inputs; a tuple for several
+    outputs. `stderr`: like `value`, the standard error (particles) or the estimated error (quadrature; 0 to rounding on
+    the exact road). `method`: the road taken, "exact", "quadrature" or "particles". A Limit of several outputs is
+    indexed and iterated over like a tuple of their Limits.
+    """
+
+    value: Any
+    stderr: Any
+    method: str
+
+    def __len__(self) -> int:
+        return len(self._several())
+
+    def __getitem__(self, index: int) -> Limit:
+        return Limit(self._several()[index], self.stderr[index], self.method)
+
+    def __iter__(self) -> Iterator[Limit]:
+        return (self[i] for i in range(len(self)))
+
+    def _several(self) -> tuple[Any, ...]:
+        if not isinstance(self.value, tuple):
+            raise TypeError("this Limit is of one output: read .value")
+        return self.value
+
+
+def limit(
+    program: Program,
+    x: Any = None,
+    *,
+    samples: int = SAMPLES,
+    key: Any = None,
+    method: str = "auto",
+    assume_gia: bool = False,
+    chunk: int | None = None,
+) -> Limit:
+    """The limit of each scalar output as the widths go to infinity: (1/n) Σ ψ(x_α) → E ψ(Z^x), any NETSOR⊤+ program.
+
+    Z follows the rules of the Z-calculus: Z^{Wx} = Ẑ + Ż, with the Ż that products with W and Wᵀ cause. Three roads:
+    "exact" where every vector is linear in Gaussians (E of a Moment's function by quadrature in its own arguments);
+    "quadrature" where the vectors of a width depend on at most three Gaussians; "particles", draws of every Z, whose
+    standard error comes from 32 or more independent replicates. "auto" takes the first that the program and the
+    accuracy (1e-3) allow.
+
+    **Arguments:** x: (N, *sites, features), a tuple for several inputs, nothing for a program without inputs. samples:
+    draws in all, in replicates of up to `chunk`, which bounds the memory. key: a random key; a fixed one by default.
+    assume_gia: leave every Ż out, which is the gradient independence assumption in a backward pass, for comparison.
+
+    **Returns:** a `Limit`, `.value`, `.stderr`, `.method`. Differentiable in the program's numbers and in x; the dtype
+    is the inputs' (the default float dtype without any).
+
+    **Raises:** `ProgramError` for outputs that are no scalars, data that do not fit, samples < 2, a road that the
+    program cannot take, limits that are not finite.
+
+    Source: Tensor Programs III (2009.10685), Theorem 2.10; the particle form in docs/theory.md.
+
+    ```python
+    >>> import tensorprog as tp
+    >>> def trace_of_square():                              # tr (WᵀW)² / n, whose limit is 2
+    ...     n = tp.Width("n")
+    ...     W, x = tp.weight("W", n, n), tp.bias("x", n)
+    ...     return tp.moment(lambda a, b: a * b, x, W.T @ (W @ (W.T @ (W @ x))))
+    >>> float(tp.limit(tp.trace(trace_of_square)).value.round(12))
+    2.0
+
+    ```
+    """
+    structure = require_program(program, "limit").structure
+    _check_outputs(program)
+    arrays = batch(structure, x, "x")
+    options = Options(samples, key, method, chunk, assume_gia)
+    value, error, taken = expected(program, arrays, structure.outputs, Outputs(structure.outputs), options)
+    if all(map(is_concrete, value)):
+        _check_finite(program, value)
+    if structure.single:
+        value, error = value[0], error[0]
+    return Limit(value, error, taken)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a limit is to be taken; the arguments of `limit`."""
+
+    samples: int = SAMPLES
+    key: Any = None
+    method: str = "auto"
+    chunk: int | None = None
+    naive: bool = False
+
+
+def expected(
+    program: Program, arrays: tuple[jax.Array, ...], ends: tuple[int, ...], read: Read, options: Options
+) -> tuple[Any, Any, str]:
+    """(value, error, method) of what `read` takes from the limit of the instructions `ends`.
+
+    Where quadrature turns out coarse (kinks in three dimensions), "auto" goes on to particles.
+    """
+    _check_numbers(options.samples, options.chunk)
+    key = jax.random.key(0) if options.key is None else options.key
+    take = partial(expectations, program, arrays, key, ends=ends, read=read)
+    road = choose(program.structure, ends, options)
+    value, error = take(road=road)
+    coarse = options.method == "auto" and road.method == "quadrature"
+    if coarse and all(map(is_concrete, jax.tree.leaves((value, error)))) and not is_small(value, error, _GOOD):
+        road = choose(program.structure, ends, replace(options, method="particles"))
+        value, error = take(road=road)
+    return value, error, road.method
+
+
+def choose(structure: Structure, ends: tuple[int, ...], options: Options) -> Road:
+    """The road of a method's name.
+
+    **Raises:** `ProgramError` for a name that is none, and for a road that the program cannot take.
+    """
+    method = options.method
+    if method not in METHODS:
+        raise bad_argument("method", f"{method!r} is no road to a limit", f"give one of {', '.join(METHODS)}")
+    positions = reached(structure, ends)
+    name = possible(structure, ends) if method == "auto" else method
+    if name == "exact":
+        obstacle = linear_obstacle(structure, positions)
+        if obstacle is not None:
+            raise problem(
+                structure.line(obstacle), structure.names[obstacle] or "a Nonlin",
+                "the exact road takes vectors that are linear in Gaussians, and Moments of up to three of them",
+                'leave method="auto", which goes by quadrature or particles',
+            )  # fmt: skip
+    if name == "quadrature" and widest(structure, positions) > max(NODES):
+        count = widest(structure, positions)
+        raise bad_argument(
+            "method", f"quadrature in {count} Gaussians of one width is out of reach (at most {max(NODES)})",
+            'take method="particles"',
+        )  # fmt: skip
+    if name != "particles":
+        return Road(name, naive=options.naive)
+    return Road(name, *particles(structure, ends, options.samples, options.chunk), options.naive)
+
+
+def _check_outputs(program: Program) -> None:
+    structure = program.structure
+    for output in structure.outputs:
+        type_ = structure.types[output]
+        if isinstance(type_, ScalarType):
+            continue
+        text = expression(structure, program.leaves, output)
+        if type_.space == "wide":
+            why, remedy = "the output is a vector where a scalar is asked", (
+                "return its Moments, tp.moment(fn, x); its second moments are tp.nngp(program, x)"
+            )  # fmt: skip
+        else:
+            why, remedy = "the output is a readout, whose limit is a Gaussian and no number", (
+                "its covariance is tp.nngp(program, x); an average is tp.moment(lambda v, h: v * h, v, h)"
+            )  # fmt: skip
+        raise problem(structure.line(output), text, why, remedy)
+
+
+def _check_numbers(samples: Any, chunk: Any) -> None:
+    for name, value, least in (("samples", samples, 2), ("chunk", chunk, 2)):
+        if name == "chunk" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise bad_argument(name, f"{value!r} draws give no limit and no standard error", f"give an int ≥ {least}")
+
+
+def _check_finite(program: Program, value: tuple[Any, ...]) -> None:
+    structure = program.structure
+    for output, array in zip(structure.outputs, value, strict=True):
+        if not np.isfinite(np.asarray(array)).all():
+            raise ProgramError(
+                f"limit: {structure.names[output] or 'an output'} is not finite: a function overflows or is undefined "
+                "where its Gaussian goes, or the expectation does not exist; tp.check(program) judges each function"
+            )
