@@ -37,8 +37,8 @@ def reached(structure: Structure, starts: tuple[int, ...]) -> list[int]:
 
 _MEAN_READOUT = (
     "the output is an average over the width, not a readout sampled independently with mean 0",
-    "the limit itself still exists: tp.limit gives it, tp.ntk(…, method='backward') n times its NTK; for an NTK of order "
-    "1 read the vector with v = tp.weight('v', 1, n), v @ x",
+    "the limit itself still exists: tp.limit gives it, tp.ntk(…, method='backward') n times its NTK; for an NTK of "
+    "order 1 read the vector with v = tp.weight('v', 1, n), v @ x",
 )
 
 

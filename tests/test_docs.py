@@ -37,6 +37,7 @@ def test_recursions_in_documents_are_what_is_printed(name: str, shape: tuple[int
     assert printed in [block.rstrip("\n") for block in blocks(ROOT / "docs" / "recursions.md", "text")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_notebooks_execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)

@@ -189,7 +189,8 @@ def test_nothing_compiles_again_for_another_number_of_inputs() -> None:
 # ------------------------------------------------------------------------------------------------- derivatives
 
 
-@pytest.mark.parametrize("name", ["mlp", pytest.param("rnn", marks=SLOW), pytest.param("rnn_mean", marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("name", ["mlp", "rnn", "rnn_mean"])
 def test_derivatives_to_second_order(name: str) -> None:
     program = net(name).program(fn=ERF, depth=2) if name == "mlp" else ZOO[name]
     x = data(program, 3)

@@ -141,17 +141,18 @@ def _response(program: Program, failing: set[int]) -> tuple[float, float] | None
     for output in structure.outputs:
         if output not in failing:
             continue
-        made = passes(program, output)
-        backward = range(made.start, len(made.program.structure.instructions))
-        products = tuple(p for p in backward if isinstance(made.program.structure.instructions[p], MatMul))
+        try:
+            made = passes(program, output)
+        except ProgramError:  # a readout with an average added has no backward pass of one scale
+            continue
+        both = made.program.structure
+        backward = range(made.start, len(both.instructions))
+        products = tuple(p for p in backward if isinstance(both.instructions[p], MatMul))
         if not products:
             continue
-        road = Road(
-            possible(made.program.structure, products), *particles(made.program.structure, products, _DRAWS, None)
-        )
-        value, error = expectations(
-            made.program, arrays, jax.random.key(0), ends=products, read=Responses(products), road=road
-        )
+        road = Road(possible(both, products), *particles(both, products, _DRAWS, None))
+        read = Responses(products)
+        value, error = expectations(made.program, arrays, jax.random.key(0), ends=products, read=read, road=road)
         values, errors = np.asarray(value).reshape(-1), np.asarray(error).reshape(-1)
         # Of coefficients that are 0 the most significant one, so that the largest of many errors is no alarm.
         place = int(np.argmax(np.abs(values) / (errors + _ROUNDING)))

@@ -417,6 +417,7 @@ ROADS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phi, psi", ROADS.values(), ids=ROADS)
 def test_other_roads_are_quadrature(phi, psi):
     phi, psi = (fn if isinstance(fn, Elementwise) else made(fn) for fn in (phi, psi))
