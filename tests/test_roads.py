@@ -70,7 +70,7 @@ def test_the_rate_test_sees_a_limit_that_is_two_per_cent_wrong() -> None:
         ("erf_avg", 1e-5),
         pytest.param("tanh_last", 1e-4, marks=pytest.mark.slow),
         pytest.param("tanh_avg", 1e-4, marks=pytest.mark.slow),
-    ],  # fmt: skip
+    ],
 )
 def test_tied_rnn_of_the_theory(case: str, tolerance: float) -> None:
     """The tied RNN's NTK and NNGP to the digits that an independent recursion gives (init-std convention)."""

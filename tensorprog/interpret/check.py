@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.batch import require_program
-from tensorprog.errors import Line
+from tensorprog.errors import Line, ProgramError
 from tensorprog.functions.base import elementwise, polynomially_bounded
 from tensorprog.functions.frozen import Function
 from tensorprog.gia import Finding, forward_transposes, reached, readout_findings
