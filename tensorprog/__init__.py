@@ -16,8 +16,8 @@
 ```
 
 The views: `print`, `check`, `recursion` say what the program is; `init`, `apply` are the finite network; `nngp`, `ntk`,
-`kernels`, `ntk_by_parameter`, `second_moment` its limit; `empirical` the finite-width kernels of any JAX function;
-`compare` finite against limit.
+`kernels`, `ntk_by_parameter`, `second_moment` its limit; `backprop` and `sgd_step` make programs of a program, `limit`
+is the limit of any average; `empirical` the finite-width kernels of any JAX function; `compare` finite against limit.
 """
 
 from tensorprog import empirical, functions, nets

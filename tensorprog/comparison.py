@@ -117,8 +117,9 @@ def compare(
 ) -> Comparison:
     """Finite networks of growing width beside their limit: NNGP and NTK at `x1` (against `x2`).
 
-    For each width and seed a network is drawn; its NTK is `tp.empirical.ntk`, its NNGP `tp.empirical.nngp`: the
-    output's covariance given all but the readout. The error of each is ‖K_n − K‖/‖K‖ in the Frobenius norm.
+    For each width and seed a network is drawn; its NTK is `tp.empirical.ntk` under the program's learning rates, its
+    NNGP `tp.empirical.nngp`: the output's second moment given all but the readout. The error of each is
+    ‖K_n − K‖/‖K‖ in the Frobenius norm.
 
     **Arguments:**
 

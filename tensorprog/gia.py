@@ -8,6 +8,7 @@ a Moment (a mean readout), a function of scalars, or a Moment added to a readout
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tensorprog.ir import BiasVector, LinComb, MatMul, ScalarType, Structure, operands
@@ -67,11 +68,11 @@ def _adds_average(structure: Structure, position: int) -> bool:
     return any(isinstance(factor, int) for coef in coefs for factor in coef.factors)
 
 
-def forward_transposes(structure: Structure) -> list[Finding]:
-    """Weights that act both as W and as Wᵀ on the way to the outputs."""
+def forward_transposes(structure: Structure, ends: tuple[int, ...] | None = None) -> list[Finding]:
+    """Weights that act both as W and as Wᵀ on the way to the given instructions, the outputs by default."""
     plain: dict[int, int] = {}
     transposed: dict[int, int] = {}
-    for position in reached(structure, structure.outputs):
+    for position in reached(structure, structure.outputs if ends is None else ends):
         match structure.instructions[position]:
             case MatMul(weight=weight, transposed=True):
                 transposed.setdefault(weight, position)
@@ -87,6 +88,18 @@ def forward_transposes(structure: Structure) -> list[Finding]:
             "nngp and ntk refuse it; the limit itself still exists, or declare an independent weight for the way back",
         )
         for weight in sorted(plain.keys() & transposed.keys())
+    ]  # fmt: skip
+
+
+def backward_products(structure: Structure, ends: Sequence[int]) -> list[Finding]:
+    """Products of a backward pass, which the kernel interpreter does not take."""
+    return [
+        Finding(
+            "backward pass", position, "it is a product of a backward pass",
+            "tp.limit takes the Moments of backward passes, tp.ntk(…, method='backward') their kernels",
+        )
+        for position in reached(structure, tuple(ends))
+        if isinstance(instruction := structure.instructions[position], MatMul) and instruction.aspect
     ]  # fmt: skip
 
 

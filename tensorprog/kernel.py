@@ -16,7 +16,7 @@ from tensorprog.decomposition import backward_kernels
 from tensorprog.errors import ProgramError, bad_argument
 from tensorprog.existence import check_expectations
 from tensorprog.functions import base
-from tensorprog.gia import forward_transposes
+from tensorprog.gia import backward_products, forward_transposes
 from tensorprog.interpret.equations import JointEq, PairEq
 from tensorprog.interpret.moments import Alone, Buffer
 from tensorprog.interpret.system import (
@@ -84,7 +84,7 @@ def ntk(
 
     Arguments and shapes as for `nngp`. `convention` fixes f_p: "multiplier-std" (default) trains θ ~ N(0, 1) under the
     multiplier `scale` = √var, f_p = scale²; "init-std" (the papers) trains W·√fan itself, f_p = 1; "standard" trains W,
-    f_p = fan, and needs `widths`.
+    f_p = fan, and needs `widths`, as in `init`.
 
     `method="differentiate"` differentiates the recursion of second moments. `method="backward"` takes the moments of
     the backward program in place, Σ over pairs of uses D · C, by the roads of `limit` (`samples` draws under `key`),
@@ -94,7 +94,7 @@ def ntk(
     **Raises:** `ProgramError` as `nngp`, and where the Simple GIA Check fails (`method="differentiate"`); for wide
     outputs (`method="backward"`).
 
-    Source: Tensor Programs II (2006.14548), Theorem 7.2; THEORY of the differentiated form in docs/theory.md.
+    Source: Tensor Programs II (2006.14548), Theorem 7.2; the differentiated form is derived in docs/theory.md.
     """
     if _is_backward(method):
         found, single = _backward(program, x1, x2, convention, widths, samples, key)
@@ -137,7 +137,6 @@ def second_moment(program: Program, u: str, v: str, x1: Any = None, x2: Any = No
     **Raises:** `ProgramError` for names that the program does not have, or that are no wide vectors.
     """
     structure = require_program(program, "second_moment").structure
-    refuse(structure, forward_transposes(structure))
     positions = []
     for argument, name in (("u", u), ("v", v)):
         position = structure.position(name)
@@ -147,6 +146,7 @@ def second_moment(program: Program, u: str, v: str, x1: Any = None, x2: Any = No
             )
             raise bad_argument(argument, f"the program has no vector {name!r}", f"its vectors are {known}")
         positions.append(position)
+    refuse(structure, [*forward_transposes(structure, tuple(positions)), *backward_products(structure, positions)])
     arrays = _data(structure, x1, x2)
     return _evaluate(program, *arrays, ((positions[0], positions[1]),), tangent=False)[0]["value"]
 
@@ -168,7 +168,7 @@ def ntk_by_parameter(
     weights = parameter_weights(program, convention, widths)
     results = _evaluate(program, *arrays, _targets(structure), tangent=True, weights=weights, split=True)
     names = [p.name for p in structure.parameters]
-    parts = [{name: r["tangent"][i] for i, name in enumerate(names)} for r in results]
+    parts = [{name: jnp.asarray(r["tangent"][i]) for i, name in enumerate(names)} for r in results]
     return _outputs(parts, structure.single)
 
 
@@ -223,7 +223,7 @@ def _backward(
     found = []
     for output in structure.outputs:
         whole = backward_kernels(program, output, joined, weights, options)
-        nngp, ntk, nngp_error, ntk_error = (k[:n1, columns] for k in whole)
+        nngp, ntk, nngp_error, ntk_error = (k[:n1, columns] if first else k[0, 0] for k in whole)
         found.append(Kernels(nngp, ntk, Bounds(nngp_error, ntk_error)))
     return found, structure.single
 

@@ -89,6 +89,19 @@ def test_a_readout_that_starts_at_zero(tmp_path: Any) -> None:
     found.plot(tmp_path / "zero.png")
 
 
+def test_learning_rates_and_means_converge() -> None:
+    """The NTK under the program's own learning rates, the NNGP with the square of the output's mean."""
+
+    def net(x: Any) -> Any:
+        n = tp.Width("n")
+        h = tp.nonlin(jax.nn.relu, tp.weight("U", n, x.features, lr=0.0) @ x)
+        return tp.weight("v", 1, n) @ h + tp.bias("c", 1, mean=2.0) + 3.0
+
+    program = tp.trace(net, tp.Input(3))
+    found = tp.compare(program, inputs(program, 3), widths=(4096,), seeds=2)
+    assert max(found.errors[kind].max() for kind in ("nngp", "ntk")) < 0.05
+
+
 def test_several_rows_are_copies() -> None:
     def net(x: Any) -> Any:
         n = tp.Width("n")

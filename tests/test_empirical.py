@@ -408,3 +408,69 @@ def test_nngp_of_a_wide_vector_is_its_second_moment(x1):
     h = tp.apply(program, params, x1)
     close(empirical.nngp(program, params, x1), np.asarray(h @ h.T / 16))
     close(empirical.ntk(program, params, x1), np.asarray(x1 @ x1.T / 3))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_learning_rates_of_a_program_are_its_own(x1, x2, rows):
+    rates = {"W.lr": 0.5, "b.lr": 0.0, "c.lr": 3.0}
+    program = tp.trace(mlp, tp.Input(3), rows=rows).replace(rates)
+    params = tp.init(program, jax.random.key(5), 16)
+    f = partial(tp.apply, program)
+    lr = {name: rates.get(f"{name}.lr", 1.0) for name in params}
+    close(empirical.ntk(program, params, x1, x2), empirical.ntk(f, params, x1, x2, lr=lr))
+    ones = dict.fromkeys(params, 1.0)
+    close(empirical.ntk(program, params, x1, x2, lr=ones), empirical.ntk(f, params, x1, x2))
+    more = {**params, "spare": jnp.ones(2)}  # not the program's: no term, no error
+    close(empirical.ntk(program, more, x1, x2), empirical.ntk(f, params, x1, x2, lr=lr))
+
+
+def test_derivatives_in_the_learning_rates_of_a_program(x1):
+    program = tp.trace(mlp, tp.Input(3))
+    params = tp.init(program, jax.random.key(5), 16)
+    kernel = lambda rate: empirical.ntk(program.replace({"W.lr": rate}), params, x1)
+    slope = jax.jacfwd(kernel)(2.0)
+    close(slope, kernel(1.0) - kernel(0.0))
+
+
+def test_parameters_that_are_missing_are_named(x1):
+    program = tp.trace(mlp, tp.Input(3))
+    params = tp.init(program, jax.random.key(5), 16)
+    del params["W"]
+    for kernel in (empirical.ntk, empirical.nngp):
+        with pytest.raises(tp.ProgramError, match="params: no W"):
+            kernel(program, params, x1)
+
+
+def with_mean(x, *, rows=1):
+    n = tp.Width("n")
+    h = tp.nonlin(jnp.sin, tp.weight("W", n, x.features) @ x)
+    return tp.weight("v", rows, n) @ h + tp.bias("c", rows, var=0.3, mean=2.0) + 3.0
+
+
+@pytest.mark.parametrize(("rows", "sites", "dtype"), [(3, (), jnp.float32), (1, (2,), jnp.float64)])
+def test_nngp_of_a_program_has_the_mean_squared(rows, sites, dtype):
+    program = tp.trace(with_mean, tp.Input(*sites, 3), rows=rows)
+    plain = tp.trace(lambda x: with_mean(x, rows=rows) - 3.0, tp.Input(*sites, 3)).replace({"c.mean": 0.0})
+    params = tp.init(program, jax.random.key(5), 4096)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    x = jax.random.normal(jax.random.key(6), (3, *sites, 3)).astype(dtype)
+    found = empirical.nngp(program, params, x)
+    assert found.dtype == dtype
+    close(found, 25.0 + np.asarray(empirical.nngp(plain, params, x)), 1e-5)
+    close(found, np.asarray(tp.nngp(program, x)), 0.01)
+
+
+def test_a_program_without_inputs():
+    def start(rows):
+        n = tp.Width("n")
+        return tp.weight("v", rows, n) @ tp.nonlin(jnp.sin, tp.bias("z", n, var=2.0, mean=0.5))
+
+    for rows in (1, 3):
+        program = tp.trace(partial(start, rows))
+        params = tp.init(program, jax.random.key(0), 20_000)
+        for kernel in ("ntk", "nngp"):
+            found, limit = getattr(empirical, kernel)(program, params, None), getattr(tp, kernel)(program)
+            assert found.shape == limit.shape == ()
+            np.testing.assert_allclose(found, limit, rtol=0.05)
+    with pytest.raises(tp.ProgramError, match="x1: the program has no inputs"):
+        empirical.ntk(program, params, jnp.ones((2, 3)))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import tensorprog as tp
+from tensorprog.interpret.system import parameter_weights
 from tensorprog.nets import ZOO, net
 
 ERF = jax.scipy.special.erf
@@ -466,3 +467,62 @@ def test_bounds_cover_what_a_lambda_changes() -> None:
     assert (np.abs(a.nngp - b.nngp) <= a.error.nngp + b.error.nngp).all()
     assert (np.abs(a.ntk - b.ntk) <= a.error.ntk + b.error.ntk).all()
     assert (b.error.nngp <= 1e-6 * np.abs(b.nngp).max()).all()
+
+
+# ------------------------------------------------------------------------------------------ what is returned, and sizes
+
+
+def test_terms_by_parameter_are_jax_arrays() -> None:
+    program = ZOO["mlp"]
+    for part in tp.ntk_by_parameter(program, data(program, 3)).values():
+        assert isinstance(part, jax.Array) and part.shape == (3, 3)
+
+    def start() -> Any:
+        n = tp.Width("n")
+        return tp.weight("v", 1, n) @ tp.nonlin(jnp.sin, tp.bias("z", n))
+
+    for part in tp.ntk_by_parameter(tp.trace(start)).values():
+        assert isinstance(part, jax.Array) and part.shape == ()
+
+
+def two_widths(x: Any) -> Any:
+    n, m = tp.Width("n"), tp.Width("m", ratio=2.0)
+    h = tp.nonlin(jnp.sin, tp.weight("W1", m, x.features) @ x)
+    h = tp.nonlin(jnp.sin, tp.weight("W2", n, m) @ h)
+    return tp.weight("v", 1, n) @ h
+
+
+def test_widths_of_the_standard_convention_are_those_of_init() -> None:
+    program = tp.trace(two_widths, tp.Input(4))
+    x = data(program, 2)
+    params = tp.init(program, jax.random.key(0), 64)
+    assert params["W2"].shape == (64, 128)
+    parts = tp.ntk_by_parameter(program, x)
+    expected = 4 * parts["W1"] + 128 * parts["W2"] + 64 * parts["v"]
+    standard: Any = partial(tp.ntk, convention="standard")
+    same = partial(np.testing.assert_allclose, desired=expected, rtol=1e-12)
+    for widths in (64, np.int64(64), {"n": 64, "m": np.int64(128)}):
+        same(standard(program, x, widths=widths))
+    weights = partial(parameter_weights, convention="standard", widths=64)
+    np.testing.assert_array_equal(jax.jit(weights)(program), weights(program))
+
+
+@pytest.mark.parametrize(
+    ("widths", "words"),
+    [
+        (0, "the size of m is 0"),
+        (True, "True is no size"),
+        (64.0, r"64\.0 is no size"),
+        ("64", "'64' is no size"),
+        ({"n": 64}, "no size for m"),
+        ({"n": 64, "m": -1}, "the size of m is -1"),
+        ({"n": 64, "m": 2.5}, r"the size of m is 2\.5"),
+    ],
+)
+def test_wrong_widths_are_named(widths: Any, words: str) -> None:
+    program = tp.trace(two_widths, tp.Input(4))
+    with pytest.raises(tp.ProgramError, match=f"widths: {words}"):
+        tp.ntk(program, jnp.ones((1, 4)), convention="standard", widths=widths)
+    if not isinstance(widths, dict):
+        with pytest.raises(tp.ProgramError, match=r"widths: .*(is no size|the size of)"):
+            jax.jit(lambda p: tp.ntk(p, jnp.ones((1, 4)), convention="standard", widths=widths))(program)

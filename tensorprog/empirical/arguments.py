@@ -100,7 +100,7 @@ def multipliers_of(lr: PyTree | None, params: PyTree) -> list[Any]:
     for m, leaf in chosen:
         if not _is_multiplier(m, leaf.shape):
             raise ValueError(f"lr has {described(m)}: pass a number, or an array that broadcasts to {leaf.shape}.")
-    return [m for m, _ in chosen]
+    return [None if isinstance(m, int | float) and m == 1 else m for m, _ in chosen]
 
 
 def _is_multiplier(m: Any, shape: tuple[int, ...]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -26,7 +26,7 @@ from tensorprog.empirical.arguments import (
 from tensorprog.empirical.blocks import blocked, length, mirror
 from tensorprog.empirical.contraction import by_jacobian, by_ntvp, einsum
 from tensorprog.empirical.cost import multiply_adds, prefers_jacobian
-from tensorprog.empirical.programs import has_copies, outputs_of, readout_variances
+from tensorprog.empirical.programs import has_copies, learning_rates, outputs_of, readout_variances
 from tensorprog.errors import bad_argument
 from tensorprog.ir import VectorType
 from tensorprog.program import Program
@@ -66,7 +66,7 @@ def ntk(
 
     - `f`: any JAX function, f(params, x) -> outputs of shape (N, *O), one floating array; or a Program, which is taken
       through `tensorprog.apply` (the default trace is over the rows of a readout, never over sites; several outputs
-      give a tuple of kernels).
+      give a tuple of kernels; without inputs `x1` is None and the kernel has no axes N1, N2, as in `tensorprog.ntk`).
     - `params`: any pytree. Arrays of floating dtype are the parameters; every other leaf (integers, Python numbers,
       functions, PRNG keys) is handed to `f` as it is.
     - `x1`, `x2`: pytrees of arrays with leading axis N1 and N2. Without `x2` the kernel is that of `x1` with itself,
@@ -74,6 +74,7 @@ def ntk(
     - `trace_axes`: output axes (N not counted; negative ones from the end) to trace over. `-1`, the default, is the
       last one if there is any; outputs (N,) have none and give the plain kernel. `()` is the full kernel.
     - `lr`: multipliers of the parameters' terms, a pytree prefix of `params`: a number for all, or for each subtree.
+      By default 1; for a Program its own, the numbers "W.lr".
     - `method`: `"jacobian"`, `"ntvp"`, or `"auto"`: the cheaper one by the rule of `cost.prefers_jacobian`. With F the
       multiply-adds of a forward pass for each parameter (1 in a dense net, more where weights are shared), K the kept
       outputs of an example and b the examples of a block, Jacobians are contracted if F·(b - 30) > K·b.
@@ -154,8 +155,9 @@ def nngp(
     As in `ntk`, `f` is taken one example at a time.
 
     For a Program, `nngp(program, params, x1, x2)` takes one set of parameters and averages nothing: it is the
-    covariance of the output given everything but the readout, Σ var·⟨h, h̄⟩/n over its weights (plus the
-    variance of its bias), which tends to `tensorprog.nngp` with the width; for a wide vector it is ⟨h, h̄⟩/n.
+    second moment of the output given everything but the readout, Σ var·⟨h, h̄⟩/n over its weights plus the variance of
+    its bias plus mean times mean (a constant that is added, a bias's mean), which tends to `tensorprog.nngp` with the
+    width; for a wide vector it is ⟨h, h̄⟩/n.
 
     **Arguments:**
 
@@ -207,14 +209,25 @@ def nngp(
 
 
 def _ntk_of_program(
-    program: Program, params: PyTree, x1: Any, x2: Any, *, trace_axes: int | Sequence[int], **options: Any
+    program: Program,
+    params: PyTree,
+    x1: Any,
+    x2: Any,
+    *,
+    trace_axes: int | Sequence[int],
+    lr: PyTree | None,
+    **options: Any,
 ) -> Any:
     x1, x2 = _data(program, x1, x2)
-    kernels = tuple(
-        ntk(f, params, x1, x2, trace_axes=trace_axes if has_copies(type_) or trace_axes != -1 else (), **options)
-        for f, type_ in outputs_of(program)
-    )
-    return kernels[0] if program.structure.single else kernels
+    if lr is None and isinstance(params, Mapping):
+        params = dict(params)
+        lr = learning_rates(program, params)
+
+    def kernel(f: Callable[[Any, Any], Array], type_: VectorType | None) -> Array:
+        axes = trace_axes if has_copies(type_) or trace_axes != -1 else ()
+        return ntk(f, params, x1, x2, trace_axes=axes, lr=lr, **options)
+
+    return _each_output(program, kernel)
 
 
 def _nngp_of_program(program: Program, params: PyTree, x1: Any, x2: Any, *, batch_size: int | None) -> Any:
@@ -226,15 +239,31 @@ def _nngp_of_program(program: Program, params: PyTree, x1: Any, x2: Any, *, batc
             raise bad_argument("program", "its output is a scalar, which has no readout", "take tp.apply for its value")
         if type_.space == "wide":
             return nngp(f, lambda key: params, x1, x2, seeds=1, batch_size=batch_size)
-        # The output is linear in the readout's θ: its covariance in them is Σ Var θ · ∂f/∂θ · ∂f̄/∂θ.
+        # The output is its mean m plus what is linear in the readout's θ: its second moment given the rest is
+        # Σ Var θ · ∂f/∂θ · ∂f̄/∂θ + m · m̄, the NTK of f + t·m in θ and one number t more, with multipliers Var θ and 1.
         readouts = {name: params[name] for name in variances}
-        of_readouts = lambda readouts, x: f({**params, **readouts}, x)
-        axes = -1 if has_copies(type_) else ()
-        return ntk(of_readouts, readouts, x1, x2, trace_axes=axes, lr=variances, batch_size=batch_size)
+        t = jnp.zeros((), jnp.result_type(*readouts.values(), *x1))
 
+        def affine(readouts_and_t: tuple[PyTree, Array], x: Any) -> Array:
+            readouts, t = readouts_and_t
+            y = f({**params, **readouts}, x)
+            return y + t.astype(y.dtype) * f({**params, **jax.tree.map(jnp.zeros_like, readouts)}, x)
+
+        axes = -1 if has_copies(type_) else ()
+        return ntk(affine, (readouts, t), x1, x2, trace_axes=axes, lr=(variances, 1.0), batch_size=batch_size)
+
+    return _each_output(program, kernel)
+
+
+def _each_output(program: Program, kernel: Callable[[Callable[[Any, Any], Array], VectorType | None], Array]) -> Any:
     kernels = tuple(kernel(f, type_) for f, type_ in outputs_of(program))
+    if not program.structure.inputs:
+        kernels = tuple(k[0, 0] for k in kernels)
     return kernels[0] if program.structure.single else kernels
 
 
 def _data(program: Program, x1: Any, x2: Any) -> tuple[Any, Any]:
-    return batch(program.structure, x1, "x1"), None if x2 is None else batch(program.structure, x2, "x2")
+    """Both batches; for a program without inputs one example, of which nothing is read."""
+    first = batch(program.structure, x1, "x1")
+    second = None if x2 is None else batch(program.structure, x2, "x2")
+    return first if program.structure.inputs else (jnp.zeros(1, bool),), second

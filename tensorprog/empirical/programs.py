@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,25 +10,40 @@ from jaxtyping import Array
 
 from tensorprog.interpret.finite import apply
 from tensorprog.ir import Bias, Parameter, VectorType
-from tensorprog.program import Program
+from tensorprog.program import Program, is_concrete
 
 Function = Callable[[Any, Any], Array]
 
 
 def outputs_of(program: Program) -> list[tuple[Function, VectorType | None]]:
-    """Each output as a function (params, x) -> (N, ...), and its type; None for a scalar."""
+    """Each output as a function (params, x) -> (N, ...), and its type; None for a scalar.
+
+    Without inputs the outputs don't depend on x, one array in a tuple: it says N.
+    """
+    structure = program.structure
 
     def output(index: int) -> Function:
-        single = program.structure.single
-        return lambda params, x: apply(program, params, x) if single else apply(program, params, x)[index]
+        def one(params: Any, x: Any) -> Array:
+            found = apply(program, params, x if structure.inputs else None)
+            y = found if structure.single else found[index]
+            return y if structure.inputs else jnp.broadcast_to(y, (len(x[0]), *y.shape))
 
-    types = [program.structure.types[position] for position in program.structure.outputs]
+        return one
+
+    types = [structure.types[position] for position in structure.outputs]
     return [(output(i), type_ if isinstance(type_, VectorType) else None) for i, type_ in enumerate(types)]
 
 
 def has_copies(type_: VectorType | None) -> bool:
     """Whether the output's last axis holds independent copies: rows of a readout, coordinates of a wide vector."""
     return type_ is not None and not (type_.space == "output" and type_.dim == 1)
+
+
+def learning_rates(program: Program, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The program's own multipliers, its numbers "W.lr", for `params`: 1 for what it does not have."""
+    rates = {p.name: program.leaves[p.lr.index] for p in program.structure.parameters}
+    own = {name: float(rate) if is_concrete(rate) else rate for name, rate in rates.items()}
+    return {name: own.get(name, 1.0) for name in params}
 
 
 def readout_variances(program: Program) -> dict[str, Any]:

@@ -325,6 +325,12 @@ def constant_key(constant: Any) -> Hashable:
             return (type(constant), repr(constant))
 
 
+def is_gradient(fn: types.FunctionType) -> bool:
+    """Whether a function is a `jax.grad`, which has the name of what it differentiates."""
+    held = [cell.cell_contents for cell in fn.__closure__ or () if filled(cell)]
+    return any(getattr(getattr(inner, "__code__", None), "co_name", "") == "grad_f" for inner in held)
+
+
 def name_of(fn: Any) -> str:
     """How a listing prints a function: `tanh`, `leaky_relu(negative_slope=0.2)`, `lambda`."""
     match fn:
@@ -336,6 +342,8 @@ def name_of(fn: Any) -> str:
         case types.MethodType():
             owner = fn.__self__ if isinstance(fn.__self__, type) else type(fn.__self__)
             return f"{owner.__name__}.{fn.__name__}"
+        case types.FunctionType(__wrapped__=inner) if is_gradient(fn):
+            return f"grad({name_of(inner)})"
         case _:
             name = getattr(fn, "__name__", None) or getattr(fn, "name", None) or type(fn).__name__
             return "lambda" if name == "<lambda>" else str(name)

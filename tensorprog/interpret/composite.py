@@ -255,7 +255,8 @@ class _Composer:
                     if not isinstance(ref, Num):
                         raise linear.refuse(
                             position, "a Moment, or a function of one, enters this Nonlin",
-                            "the kernel interpreter takes programs whose Nonlins act on Gaussian vectors; use tp.apply",
+                            "the recursion takes programs whose Nonlins act on Gaussian vectors; this one has "
+                            "tp.ntk(…, method='backward'), and its Moments tp.limit",
                         )  # fmt: skip
                     args.append(self.value(ref, shape, sites))
                 return Call(fn, tuple(args), tuple(self.number(linear.number(n, ())) for n in numbers))

@@ -1,7 +1,7 @@
 """Demand: the moment equations that an output's kernel needs, in dependency order.
 
-`second moment of (u, v)` is asked for from the output and recurses, memoised, through what defines u and v (THEORY §2,
-§5-§7). Asking does not compute: it emits equations. The unit is a *cell*, one number for each pair of inputs (or each
+`second moment of (u, v)` is asked for from the output and recurses, memoised, through what defines u and v.
+Asking does not compute: it emits equations. The unit is a *cell*, one number for each pair of inputs (or each
 input): the moment of one site of u with one site of v. Only cells that something reads are ever asked for, so a readout
 of single sites never builds all pairs, and pooling does.
 """
@@ -73,15 +73,24 @@ class Demand:
         return min(depth(u), depth(v)) if system is self.same else depth(u)
 
     def second_moment(self, system: System, u: int, v: int, pu: Array, pv: Array) -> Array:
-        """Cells of second moments, also of Gaussians that have a mean."""
+        """Cells of second moments, also of Gaussians that have a mean: what `moment` leaves out is added."""
         cells = self.moment(system, u, v, pu, pv)
-        if not (self.linear.gaussian(u) and self.linear.gaussian(v)):
+        gaussian = [self.linear.gaussian(w) for w in (u, v)]
+        function = [isinstance(self.linear.instructions[w], Nonlin) for w in (u, v)]
+        if not (all(gaussian) or (any(gaussian) and any(function))):
             return cells
-        c, d = self.linear.constant(u, pu[:, None]), self.linear.constant(v, pv[:, None])
-        if not c or not d:
-            return cells
+        c = self.linear.constant(u, pu[:, None]) if gaussian[0] else []
+        d = self.linear.constant(v, pv[:, None]) if gaussian[1] else []
         unit = np.ones((len(pu), 1), dtype=np.int64)
-        parts = [(cells[:, None], unit, np.zeros_like(unit)), *self.constant_parts(system, [], [], c, d, len(pu))]
+        parts = [(cells[:, None], unit, np.zeros_like(unit))]
+        if all(gaussian):
+            parts += self.constant_parts(system, [], [], c, d, len(pu))
+        for constants, w, sites, side in ((d, u, pu, "left"), (c, v, pv, "right")):
+            if constants and not self.linear.gaussian(w):
+                means = self.imported(system, side, self.mean(w, sites))
+                parts += [self.outer(means[:, None], 1, constant, len(pu)) for constant in constants]
+        if len(parts) == 1:
+            return cells
         terms = joined(parts, len(pu))
         out = system.new("second", u, v, pu, pv)
         system.emit(LinearEq(out, *terms), self.key(system, u, v))

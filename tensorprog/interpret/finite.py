@@ -15,8 +15,9 @@ from tensorprog.batch import batch, require_program
 from tensorprog.errors import bad_argument
 from tensorprog.gia import reached
 from tensorprog.interpret.evaluator import Evaluator, safe_sqrt
+from tensorprog.interpret.sizes import sizes
 from tensorprog.ir import Bias, Dim, MatMul, Structure, VectorType, fan
-from tensorprog.program import Program, is_concrete
+from tensorprog.program import Program
 
 Params = dict[str, jax.Array]
 
@@ -41,13 +42,13 @@ def init(program: Program, key: jax.Array, width: int | Mapping[str, int]) -> Pa
     ```
     """
     structure = require_program(program, "init").structure
-    sizes = widths(program, width)
+    size = sizes(program, width)
     dtype = jnp.result_type(float)
     params = {}
     for parameter in structure.parameters:
         dims = (parameter.dim,) if isinstance(parameter, Bias) else (parameter.rows, parameter.cols)
         window = () if isinstance(parameter, Bias) else parameter.window
-        shape = (*parameter.sites, *window, *(d if isinstance(d, int) else sizes[d] for d in dims))
+        shape = (*parameter.sites, *window, *(d if isinstance(d, int) else size[d] for d in dims))
         var = jnp.asarray(program.leaves[parameter.var.index], dtype)
         if parameter.scale is None:
             deviation = jnp.where(var > 0, 1.0, 0.0).astype(dtype)
@@ -63,29 +64,6 @@ def _named_key(key: jax.Array, name: str) -> jax.Array:
         return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
     except (TypeError, ValueError) as error:
         raise bad_argument("key", f"{key!r} is no random key ({error})", "give jax.random.key(0)") from None
-
-
-def widths(program: Program, width: int | Mapping[str, int]) -> dict[str, int]:
-    """The size of each width of a program.
-
-    **Raises:** `ProgramError` for a width below 1 or a name that is missing.
-    """
-    named = program.structure.widths
-    if isinstance(width, Mapping):
-        missing = [name for name, _ in named if name not in width]
-        if missing:
-            raise bad_argument("width", f"no size for {', '.join(missing)}", "give a size for each width, or one int")
-        sizes = {name: width[name] for name, _ in named}
-    else:
-        if isinstance(width, bool) or not isinstance(width, int | np.integer):
-            raise bad_argument("width", f"{width!r} is no size", "give a positive int, or {name: int}")
-        if not all(is_concrete(program.leaves[num.index]) for _, num in named):
-            raise bad_argument("width", "a width's ratio has no value yet, so it has no size", "give {name: int}")
-        sizes = {name: round(int(width) * float(program.leaves[num.index])) for name, num in named}
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-            raise bad_argument("width", f"the size of {name} is {size!r}", "give a positive int")
-    return {name: int(size) for name, size in sizes.items()}
 
 
 def apply(program: Program, params: Mapping[str, jax.Array], x: Any = None, *, at: str | None = None) -> Any:

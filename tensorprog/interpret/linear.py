@@ -196,8 +196,8 @@ class Linear:
             if not isinstance(factor, Num):
                 raise self.refuse(
                     factor, "a scalar of the program (a Moment, or a function of one) is a coefficient here",
-                    "the kernel interpreter takes programs whose Nonlins act on Gaussian vectors; use tp.apply, or the "
-                    "limit of the program",
+                    "the recursion takes programs whose Nonlins act on Gaussian vectors; this one has "
+                    "tp.ntk(…, method='backward'), and its Moments tp.limit",
                 )  # fmt: skip
             constant = self.monomials.times(constant, self.number(factor, sites))
         return constant

@@ -2,7 +2,7 @@
 
 The buffer is (rows, *pairs), one row a cell. The kernel's directional derivative (the NTK) is a second buffer that goes
 through the same equations: linear equations add the parameters' own terms, an expectation multiplies by E ∂F ∂F̄, which
-is again an expectation. Same-input quantities have no tangent (THEORY §13).
+is again an expectation. Same-input quantities have no tangent (docs/theory.md).
 """
 
 from __future__ import annotations
@@ -119,10 +119,11 @@ def _group(
 
     def compute(buffer: Buffer) -> Buffer:
         value, tangent, error, tangent_error = rule(group, arrays, context, buffer)
-        found = Buffer(value, tangent, error, tangent_error)
-        return jax.tree.map(
-            lambda like, new: jnp.zeros(shape, like.dtype) if new is None else jnp.broadcast_to(new, shape), like, found
-        )
+        # A rule may give less than is asked for (zeros then), or more (bounds that nobody carries on).
+        found = (value, tangent, error, tangent_error)
+        asked = (like.value, like.tangent, like.error, like.tangent_error)
+        full = lambda old, new: jnp.zeros(shape, old.dtype) if new is None else jnp.broadcast_to(new, shape)
+        return Buffer(*(None if a is None else full(a, f) for a, f in zip(asked, found, strict=True)))  # type: ignore[arg-type]
 
     integrated = looped and group.form[0] in _INTEGRATED
     new = whole(out[0] >= 0, compute, buffer, like) if integrated else compute(buffer)

@@ -1,4 +1,4 @@
-"""Products of one random matrix, in the limit: Z^{Ax} = Ẑ + Ż (THEORY: the Z-calculus).
+"""Products of one random matrix, in the limit: Z^{Ax} = Ẑ + Ż (docs/theory.md).
 
 All Ẑ of one matrix are jointly Gaussian with covariance q E Z^x Z^x̄. They are drawn one block after another from the
 Cholesky factor of the second moments: Ẑ = √q L ε with standard Gaussians ε, so that a block is conditioned on the

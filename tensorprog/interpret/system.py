@@ -15,11 +15,12 @@ import numpy as np
 
 from tensorprog.batch import require_program
 from tensorprog.errors import ProgramError, bad_argument, problem
-from tensorprog.gia import Finding, forward_transposes, readout_findings
+from tensorprog.gia import Finding, backward_products, forward_transposes, readout_findings
 from tensorprog.interpret.demand import Demand
 from tensorprog.interpret.equations import UNIT, ZERO, ImportEq, JointEq, PairEq
 from tensorprog.interpret.moments import Alone, Buffer, Context, evaluate
 from tensorprog.interpret.plan import Plan, Tables, plan
+from tensorprog.interpret.sizes import sizes
 from tensorprog.ir import Bias, Parameter, Sites, Structure, fan
 from tensorprog.program import Program
 from tensorprog.show import Printer
@@ -52,7 +53,8 @@ def kernel_structure(program: object, caller: str) -> Structure:
     **Raises:** `ProgramError` at the line of what it does not take.
     """
     structure = require_program(program, caller).structure
-    refuse(structure, [*forward_transposes(structure), *readout_findings(structure)])
+    backward = backward_products(structure, structure.outputs)
+    refuse(structure, [*backward, *forward_transposes(structure), *readout_findings(structure)])
     return structure
 
 
@@ -171,7 +173,7 @@ def _dtype(x: tuple[Array, ...]) -> Any:
 def parameter_weights(program: Program, convention: str, widths: Mapping[str, int] | int | None) -> Array:
     """f_p · lr_p for each parameter: scale² (multiplier-std), 1 (init-std), the fan (standard).
 
-    **Raises:** `ProgramError` for an unknown convention, or "standard" without widths.
+    **Raises:** `ProgramError` for an unknown convention, or "standard" without widths or with some that are no sizes.
     """
     structure, leaves = program.structure, program.leaves
 
@@ -186,8 +188,8 @@ def parameter_weights(program: Program, convention: str, widths: Mapping[str, in
             case "standard":
                 if isinstance(parameter, Bias):
                     return 1.0
-                cols = 1 if isinstance(parameter.cols, int) else _width(widths, parameter.cols)
-                return float(fan(parameter) * cols)
+                cols = 1 if isinstance(parameter.cols, int) else _size(program, widths, parameter.cols)
+                return 1.0 * fan(parameter) * cols
             case _:
                 raise bad_argument(
                     "convention", f"{convention!r} is none", "give 'multiplier-std', 'init-std' or 'standard'"
@@ -197,11 +199,9 @@ def parameter_weights(program: Program, convention: str, widths: Mapping[str, in
     return jnp.stack([jnp.asarray(v, jnp.result_type(float)) for v in values]) if values else jnp.zeros(1)
 
 
-def _width(widths: Mapping[str, int] | int | None, name: str) -> int:
-    if isinstance(widths, int):
-        return widths
-    if widths is None or name not in widths:
+def _size(program: Program, widths: Mapping[str, int] | int | None, name: str) -> Any:
+    if widths is None:
         raise ProgramError(
             f"convention='standard': its NTK grows with the width; give widths={{{name!r}: …}} or widths=…"
         )
-    return widths[name]
+    return sizes(program, widths, argument="widths", traced=True)[name]

@@ -380,3 +380,8 @@ def test_callable_objects():
 def test_what_is_no_function_is_refused(wrong, text):
     with pytest.raises(TypeError, match=text):
         freeze(wrong)
+
+
+def test_a_gradient_prints_as_one() -> None:
+    assert freeze(jax.grad(jax.scipy.special.erf))[0].name == "grad(erf)"
+    assert freeze(jax.grad(jax.grad(jnp.tanh)))[0].name == "grad(grad(tanh))"

@@ -1,0 +1,272 @@
+"""The backward pass as a program: equal to `jax.grad` at finite width, and a road of its own to the NTK."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+import tensorprog as tp
+from tensorprog.decomposition import Terms
+from tensorprog.gia import reached
+from tensorprog.interpret.finite import _Network
+from tensorprog.interpret.particles import Limit
+from tensorprog.nets import ZOO
+from tensorprog.transform.batching import together
+from tensorprog.transform.passes import AVERAGE, passes
+
+SLOW = pytest.mark.slow
+
+
+def data(program: tp.Program, n: int = 2) -> Any:
+    shapes = [i.shape for i in program.structure.inputs]
+    rng = np.random.default_rng(0)
+    return tuple(jnp.asarray(rng.normal(size=(n, *shape))) for shape in shapes)
+
+
+def attention(x: Any) -> Any:
+    """Sites, gathers, functions over whole axes, Moments, functions of scalars."""
+    n = tp.Width("n")
+    W, U, b = tp.weight("W", n, n), tp.weight("U", n, x.features), tp.bias("b", n, sites=(3,))
+    h = U @ x + b
+    mean = tp.moment(lambda z: z, h)
+    size = tp.moment(lambda z, m: (z - m) ** 2, h, scalars=(mean,))
+    h = tp.nonlin(lambda z, m, v: (z - m) / jnp.sqrt(v + 0.1), h, scalars=(mean, size))
+    pooled = tp.nonlin(jnp.max, W @ h, over=0)
+    mixed = tp.nonlin(lambda z: jnp.flip(jnp.cumsum(jnp.tanh(z)))[:2], W @ h, over=0)
+    scores = tp.scalar(jax.nn.softmax, tp.moment(lambda a, b: a * b, h, pooled))
+    out = tp.mean(h * scores) + 0.5 * tp.sum(mixed) + tp.concat([h, tp.stack([pooled, pooled])])[np.array([4, 0, 0])][1]
+    return tp.weight("v", 1, n) @ tp.nonlin(jnp.tanh, out * pooled)
+
+
+def sites_of_readouts(x: Any) -> Any:
+    n = tp.Width("n")
+    W, U, v = tp.weight("W", n, n, var=1.3), tp.weight("U", n, x.features), tp.weight("v", 1, n, var=0.7)
+    return tp.mean(v @ tp.nonlin(jnp.tanh, W @ tp.nonlin(jnp.tanh, U @ x)), axis=1) * 2.0 + tp.bias("c", 1)
+
+
+def transposes(x: Any) -> Any:
+    n, m = tp.Width("n", ratio=2.0), tp.Width("m")
+    W, U = tp.weight("W", n, m, var=1.5), tp.weight("U", m, x.features)
+    h = tp.nonlin(jnp.tanh, W @ tp.nonlin(jnp.tanh, U @ x))
+    return tp.weight("v", 1, m) @ tp.nonlin(jnp.tanh, W.T @ h)
+
+
+def average(x: Any) -> Any:
+    n, m = tp.Width("n"), tp.Width("m", ratio=0.5)
+    W, U = tp.weight("W", n, m, var=1.5, scale=2.0), tp.weight("U", m, x.features)
+    s = tp.nonlin(jnp.tanh, W @ tp.nonlin(jnp.tanh, U @ x) + tp.bias("b", n, mean=0.5))
+    return tp.scalar(jnp.exp, tp.moment(lambda z: z**2, s))
+
+
+def mean_of_transposes(x: Any) -> Any:
+    n, m = tp.Width("n", ratio=2.0), tp.Width("m")
+    W = tp.weight("W", n, m, var=1.5)
+    h = tp.nonlin(jnp.tanh, W @ tp.nonlin(jnp.tanh, tp.weight("U", m, x.features) @ x))
+    return tp.moment(lambda z: jnp.tanh(z + 1), W.T @ h)
+
+
+PROGRAMS = {
+    **ZOO,
+    "attention": tp.trace(attention, tp.Input(3, 4)),
+    "sites_of_readouts": tp.trace(sites_of_readouts, tp.Input(3, 2, 4)),
+    "transposes": tp.trace(transposes, tp.Input(4)),
+    "average": tp.trace(average, tp.Input(4)),
+    "mean_of_transposes": tp.trace(mean_of_transposes, tp.Input(4)),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_gradients_are_jax_grad_s(name: str) -> None:
+    """∂f/∂θ assembled from the vectors of both passes: dy zᵀ over the uses of each parameter."""
+    program = PROGRAMS[name]
+    x = tuple(a[0] for a in data(program, 1))
+    params = tp.init(program, jax.random.key(1), width=12)
+    both = passes(program, program.structure.outputs[0])
+    positions = both.program.structure.outputs
+    values = dict(
+        zip(positions, (a[0] for a in tp.apply(both.program, params, tuple(v[None] for v in x))), strict=True)
+    )
+    exact = jax.jacobian(lambda q: tp.apply(program, q, tuple(v[None] for v in x))[0])(params)
+    found: dict[str, Any] = {}
+    for use in both.uses:
+        parameter = next(p for p in program.structure.parameters if p.name == use.parameter)
+        scale = math.sqrt(program.numbers[f"{parameter.name}.var"]) if parameter.scale is None else 2.0
+        left, right = (None if p is None else values[p] for p in (use.left, use.right))
+        if both.program.structure.vector(use.left).space == "output":
+            left = left[..., None]
+        lead = len(both.lead)
+        if use.right is None:
+            outer, size = left, left.shape[-1]
+        else:
+            dy, z = (right, left) if use.transposed else (left, right)
+            dy = dy.reshape(*dy.shape[:lead], -1, dy.shape[-1])
+            outer = jnp.einsum("...sa,sb->...ab", dy, z.reshape(-1, z.shape[-1]))
+            size = dy.shape[-1]
+            outer = (jnp.swapaxes(outer, -1, -2) if use.transposed else outer) / math.sqrt(
+                exact[use.parameter].shape[-1]
+            )
+        found[use.parameter] = found.get(use.parameter, 0) + scale * outer / size ** (both.power / 2)
+    assert set(found) == set(exact)
+    for parameter, value in exact.items():
+        scale = float(jnp.abs(value).max())
+        np.testing.assert_allclose(found[parameter].reshape(value.shape), value, atol=1e-12 * max(scale, 1e-3))
+
+
+@pytest.mark.parametrize("name", ["mlp", "rnn_mean", "attention", "average"])
+def test_outputs_are_the_gradients_of_named_vectors(name: str) -> None:
+    program = PROGRAMS[name]
+    back = tp.backprop(program)
+    x = data(program, 2)
+    params = tp.init(program, jax.random.key(0), width=8)
+    grads = tp.apply(back, params, x)
+    names = [back.structure.names[o] for o in back.structure.outputs]
+    assert len(set(names)) == len(names) and all(str(n).startswith("d") for n in names)
+    for found, label in zip(grads, names, strict=True):
+        vector = tp.apply(program, params, x, at=str(label)[1:])
+        assert found.shape == vector.shape
+
+
+def test_listing_reads_like_a_paper() -> None:
+    text = str(tp.backprop(ZOO["rnn"]))
+    lines = [line.split("   ")[0].strip() for line in text.splitlines()]
+    for line in [
+        "ds3 = √n vᵀ",
+        "dg3 = ds3 ⊙ tanh′(g3)",
+        "ds2 = Wᵀ dg3",
+        "dg1 = ds1 ⊙ tanh′(g1)",
+        "return dg1, dg2, dg3",
+    ]:
+        assert line in lines, text
+
+
+class Network(_Network):
+    """A finite network that is run like a limit, for what reads limits."""
+
+    second_moments = Limit.second_moments
+
+    def run(self, positions: list[int]) -> None:
+        for position in positions:
+            self.values[position] = self.instruction(position)
+
+
+@pytest.mark.parametrize("name", ["sites_of_readouts", "transposes", "average", "mean_of_transposes", "rnn_mean"])
+def test_the_decomposition_is_an_identity_at_finite_width(name: str) -> None:
+    """Θ = Σ over pairs of uses (left · left̄)(right · right̄), with the interpreter's factors."""
+    program, width = PROGRAMS[name], 6
+    x = data(program, 2)
+    params = tp.init(program, jax.random.key(1), width=width)
+    both = passes(program, program.structure.outputs[0])
+    ends = tuple(dict.fromkeys(end for use in both.uses for end in use.ends))
+    batch = together(both.program, 2, ends)
+
+    network = Network(batch.program, params, x)
+    network.run(reached(batch.program.structure, tuple(batch.places.values())))
+    placed = tuple(
+        replace(u, left=batch.places[u.left], right=None if u.right is None else batch.places[u.right])
+        for u in both.uses
+    )
+    terms = Terms(placed, len(both.lead), both.power)(network)  # type: ignore[arg-type]
+    jacobian = jax.jacobian(lambda q: tp.apply(program, q, x))(params)
+    for parameter in program.structure.parameters:
+        flat = jacobian[parameter.name]
+        flat = flat.reshape(2, *both.lead, -1)
+        theta = jnp.tensordot(flat, flat, (-1, -1))
+        theta = jnp.moveaxis(theta, 1 + len(both.lead), 1)
+        scale = program.numbers[f"{parameter.name}.var"] if parameter.scale is None else 4.0
+        factor = width if both.power == AVERAGE else 1.0
+        np.testing.assert_allclose(scale * terms[parameter.name], factor * theta, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=SLOW) if n in ("resnet_mlp", "mlp_tied", "rnn") else n for n in ZOO]
+)
+def test_both_roads_to_the_ntk_agree(name: str) -> None:
+    program = ZOO[name]
+    x = data(program, 3)[0]
+    found = tp.kernels(program, x[:2], x, method="backward", error=True, samples=2**15)
+    exact = tp.kernels(program, x[:2], x)
+    assert (np.abs(found.ntk - exact.ntk) <= 4 * found.error.ntk + 1e-3).all()
+    assert (np.abs(found.nngp - exact.nngp) <= 4 * found.error.nngp + 1e-3).all()
+    assert np.max(found.error.ntk) < 0.05 * np.max(np.abs(exact.ntk))
+
+
+def test_quadrature_makes_the_second_road_exact() -> None:
+    def net(x: Any) -> Any:
+        n = tp.Width("n")
+        return tp.weight("v", 1, n) @ tp.nonlin(jnp.tanh, tp.weight("U", n, x.features) @ x + tp.bias("b", n, var=0.2))
+
+    program = tp.trace(net, tp.Input(3))
+    x = jnp.array([[1.0, -0.5, 0.3]])
+    np.testing.assert_allclose(tp.ntk(program, x, method="backward"), tp.ntk(program, x), rtol=1e-8)
+
+
+def relu_net(x: Any, mean: float, var: float) -> Any:
+    n = tp.Width("n")
+    h = tp.nonlin(jax.nn.relu, tp.weight("W", n, n) @ tp.nonlin(jax.nn.relu, tp.weight("U", n, x.features) @ x))
+    if var == 0:
+        return tp.moment(lambda a: a, h)
+    return tp.moment(lambda a, b: a * b, tp.bias("v", n, mean=mean, var=var), h)
+
+
+@pytest.mark.parametrize(("case", "mean", "var"), [("mu0", 0.0, 1.0), ("mu1", 1.0, 1.0), ("ones", 1.0, 0.0)])
+def test_ntk_where_gradient_independence_fails(case: str, mean: float, var: float) -> None:
+    stored = reference.theory("gia_relu_full_ntk")
+    x, limit = jnp.asarray(stored["X"]), np.array(stored[case]["limit"])
+    program = tp.trace(relu_net, tp.Input(3), mean=mean, var=var)
+    with pytest.raises(tp.ProgramError, match="method='backward'"):
+        tp.ntk(program, x)
+    np.testing.assert_allclose(tp.ntk(program, x, method="backward"), limit, atol=1e-3)
+    assert tp.check(program).independent == (case == "mu0")
+
+
+def test_ntk_of_w_and_its_transpose_by_finite_networks() -> None:
+    program = PROGRAMS["transposes"]
+    x = data(program, 2)[0]
+    found = tp.kernels(program, x, method="backward", error=True, samples=2**15)
+    keys = jax.random.split(jax.random.key(0), 60)
+    params = [tp.init(program, k, width=256) for k in keys]
+    finite = np.array([tp.empirical.ntk(program, p, x) for p in params])
+    error = finite.std(0, ddof=1) / np.sqrt(len(keys))
+    assert (np.abs(finite.mean(0) - found.ntk) <= 4 * error + 0.01).all()
+
+
+def test_derivatives_of_the_second_road() -> None:
+    program = PROGRAMS["average"]
+    x = data(program, 2)[0]
+
+    def value(s: Any) -> Any:
+        moved = program.replace({"W.var": 1.5 + s})
+        return tp.ntk(moved, x, method="backward", samples=2**11, convention="init-std").sum()
+
+    h = 1e-5
+    np.testing.assert_allclose(jax.grad(value)(0.0), (value(h) - value(-h)) / (2 * h), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda n, s: s, "a matrix"),
+        (lambda n, s: tp.weight("v", 3, n) @ s, "3 rows"),
+        (lambda n, s: (tp.weight("v", 1, n) @ s, tp.weight("w", 1, n) @ s), "2 outputs"),
+        (lambda n, s: tp.weight("v", 1, n) @ s + tp.moment(lambda z: z, s), "average over the width"),
+    ],
+)
+def test_outputs_without_a_backward_pass(make: Any, why: str) -> None:
+    def net(x: Any) -> Any:
+        n = tp.Width("n")
+        return make(n, tp.nonlin(jnp.tanh, tp.weight("U", n, x.features) @ x))
+
+    with pytest.raises(tp.ProgramError, match=why):
+        tp.backprop(tp.trace(net, tp.Input(2)))
+
+
+def test_an_unknown_road() -> None:
+    with pytest.raises(tp.ProgramError, match="no road to the NTK"):
+        tp.ntk(ZOO["mlp"], jnp.ones((1, 4)), method="guess")
