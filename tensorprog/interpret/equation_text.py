@@ -1,19 +1,20 @@
 """Moment equations as text: the recursion that a paper would print, its forward (C) and backward (D) lines.
 
-Lines are first written with marked indices, ⟦L5⟧ an index on the left side (of x), ⟦R5⟧ on the right (of x̄). Lines that
-agree up to their indices are one family and are printed once, with the range.
+Backward lines are written for one target at a time: an output, or one pair of an output's sites.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import assert_never
 
 import numpy as np
 
 from tensorprog.functions.base import IDENTITY, ONE, Elementwise, method
-from tensorprog.interpret.composite import text
+from tensorprog.interpret.composite import MULTIPLY, Call, Expr, Slot, Sum, Value
 from tensorprog.interpret.equations import (
     UNIT,
     ZERO,
@@ -26,20 +27,27 @@ from tensorprog.interpret.equations import (
     OneEq,
     PairEq,
     ProductEq,
+    System,
 )
+from tensorprog.interpret.families import Line, base_of, letters, ranges, relative, symbolic, term
 from tensorprog.interpret.system import Moments
 from tensorprog.show import Printer
 
-_MARK = re.compile(r"⟦([LR])(-?\d+)⟧")
+_PROPER = ("moment", "second")
+_SHIFT = "(· + m)"
 
 
 @dataclass(frozen=True)
-class Line:
-    """lhs = rhs, with marked indices, and how it is got."""
+class Target:
+    """What is differentiated: one cell of the NNGP, and how its output and sites are told from the others."""
 
-    lhs: str
-    rhs: str
-    note: str = ""
+    number: str
+    sites: str
+    cell: int
+
+    def name(self, letter: str, parameter: str = "") -> str:
+        """D, D2, D[0, 1]; NNGP; Θ_W, Θ2_W[0, 1]."""
+        return f"{letter}{self.number}{parameter and '_' + parameter}{self.sites}"
 
 
 class Writer:
@@ -49,6 +57,8 @@ class Writer:
         self.m, self.printer, self.values, self.weights = m, printer, values, weights
         self.system = m.demand.cross
         self.defining = {int(c): (e, i) for e in self.system.equations for i, c in enumerate(e.out)}
+        self.alone = {int(c): (e, i) for e in m.demand.same.equations for i, c in enumerate(e.out)}
+        self.over_sites = any(len(cells) > 1 for cells in m.cells)
 
     # ---- names
 
@@ -62,8 +72,11 @@ class Writer:
         return named + self.site(site, sites, side) if sites else named
 
     def site(self, flat: int, sites: tuple[int, ...], side: str) -> str:
-        index = np.unravel_index(flat, sites)
-        return "[" + ", ".join(f"⟦{side}{int(i)}⟧" for i in index) + "]"
+        return f"[{self.index(flat, sites, side)}]"
+
+    def index(self, flat: int, sites: tuple[int, ...], side: str) -> str:
+        mark = side.lower() if self.over_sites else side
+        return ", ".join(f"⟦{mark}{int(i)}⟧" for i in np.unravel_index(flat, sites))
 
     def input(self, index: int, site: int, side: str) -> str:
         structure = self.m.demand.structure
@@ -72,7 +85,7 @@ class Writer:
         return name + self.site(site, sites, side) if sites else name
 
     def cell(self, cell: int, letter: str = "C") -> str:
-        """A cell's name: C(g1), C(g1, g2), ⟨x, x̄⟩/16, …"""
+        """A cell's name: C(g1), C(g1, g2), ⟨x, x̄⟩/16, …; a factor of a product has none, and is written out."""
         if cell in (ZERO, UNIT):
             return str(cell)
         kind, u, v, p, q = self.system.owners[cell]
@@ -80,15 +93,53 @@ class Writer:
             case "leaf":
                 features = self.m.demand.structure.inputs[u].features
                 return f"⟨{self.input(u, p, 'L')}, {self.input(v, q, 'R')}⟩/{features}"
-            case "left":
-                return f"E {self.vector(u, p, 'L')}(x)"
-            case "right":
-                return f"E {self.vector(u, p, 'R')}(x̄)"
-            case "part" if letter == "C":
+            case "left" | "right":
+                equation, i = self.defining[cell]
+                assert isinstance(equation, ImportEq), "the other system's cells are imported"
+                return self.mean(int(equation.cells[i]), kind[0].upper())
+            case "part":
                 return self.rhs(cell)[0]
             case _:
-                left, right = self.vector(u, p, "L"), self.vector(v, q, "R")
-                return f"{letter}({left}, {right})"
+                return f"{letter}({self.vector(u, p, 'L')}, {self.vector(v, q, 'R')})"
+
+    def at(self, position: int, site: int, side: str) -> str:
+        """A coordinate of a vector at the input of one side."""
+        return f"{self.vector(position, site, side)}({'x' if side == 'L' else 'x̄'})"
+
+    def mean(self, cell: int, side: str) -> str:
+        """A cell of the same-input system, as the mean that it is."""
+        kind, u, _, p, _ = self.m.demand.same.owners[cell]
+        if kind == "mean":
+            return f"E {self.at(u, p, side)}"
+        equation, i = self.alone[cell]
+        match equation:
+            case MeanEq(phi=phi, var=var):
+                return f"E {applied(phi, self.owner(int(var[i]), side))}"
+            case OneEq(phi=phi, psi=psi, var=var):
+                z = self.owner(int(var[i]), side)
+                return f"E[{applied(phi, z)} · {applied(psi, z)}]"
+            case PairEq(phi=phi, psi=psi, left=left, right=right):
+                a, b = (self.owner(int(cells[i]), side) for cells in (left, right))
+                return f"E[{applied(phi, a)} · {applied(psi, b)}]"
+            case JointEq():
+                return f"E[{' · '.join(self.sides(equation, i, side))}]"
+            case _:
+                raise AssertionError("a factor of a product is an expectation")
+
+    def owner(self, cell: int, side: str, system: System | None = None) -> str:
+        """The coordinate whose variance a cell is."""
+        _, u, _, p, _ = (system or self.m.demand.same).owners[cell]
+        return self.at(u, p, side)
+
+    def sides(self, equation: JointEq, i: int, alone: str = "") -> list[str]:
+        """Both functions of a joint expectation, of their Gaussians; `alone`: at the input of one side."""
+        names = {}
+        for k in range(equation.count):
+            system = self.system if not alone and equation.where[k][k] == "own" else None
+            side = alone or ("L" if k in equation.left_slots else "R")
+            names[k] = self.owner(int(equation.cov[i, k, k]), side, system)
+        number = lambda index: f"{self.coefficient(int(equation.numbers[i, index])):.6g}"
+        return [written(f.expr, names, number) for f in (equation.left, equation.right) if f is not None]
 
     # ---- equations
 
@@ -102,15 +153,15 @@ class Writer:
             merged[name] = merged.get(name, 0.0) + coef
         groups: dict[tuple[float, str], list[tuple[str, tuple[int, int]]]] = {}
         for name, coef in merged.items():
-            base = _base(name)
-            groups.setdefault((float(f"{coef:.12g}"), _relative(name, base)), []).append((name, base))
+            base = base_of(term(name))
+            groups.setdefault((float(f"{coef:.12g}"), relative(term(name), base)), []).append((name, base))
         parts = []
         for (coef, template), members in groups.items():
             if len(members) < 3:
                 parts += [scaled(coef, name) for name, _ in members]
             else:
                 places = [place for _, place in members]
-                parts.append(scaled(coef, f"Σ[{ranges(places)}] {_symbolic(template, _letters(places))}"))
+                parts.append(scaled(coef, f"Σ[{ranges(places)}] {symbolic(template, letters(places))}"))
         return " + ".join(parts).replace("+ -", "− ") if parts else "0"
 
     def rhs(self, cell: int) -> tuple[str, str]:
@@ -128,17 +179,44 @@ class Writer:
                 return self.expectation(phi, psi, self.cell(int(cov[i]))), method(phi, psi)
             case ProductEq(cells=cells):
                 return " · ".join(self.cell(int(c)) for c in cells[i]), "independent factors"
-            case JointEq(left=left, right=right):
-                inside = text(left.expr) + (f" · {text(right.expr)}" if right else "")
-                return f"E {inside}", "Hermite series in two dimensions"
+            case JointEq():
+                return f"E[{' · '.join(self.sides(equation, i))}]", "Hermite series in two dimensions"
             case OneEq() | MeanEq() | ImportEq() | LeafEq():
                 return self.cell(cell), ""
 
     def expectation(self, phi: Elementwise, psi: Elementwise, cov: str, prime: str = "") -> str:
         if phi == psi:
-            return f"V_{phi.name}{prime} {cov}"
-        names = [f.name if f not in (IDENTITY, ONE) else {IDENTITY: "id", ONE: "1"}[f] for f in (phi, psi)]
-        return f"V_{names[0]}{prime},{names[1]}{prime} {cov}"
+            return f"V_{named(phi, prime)} {cov}"
+        return f"V_{named(phi, prime)},{named(psi, prime)} {cov}"
+
+    # ---- targets
+
+    @cached_property
+    def targets(self) -> list[Target]:
+        """The cells of the NNGP, all outputs' and all pairs of their sites."""
+        result = []
+        for k, cells in enumerate(self.m.cells):
+            u, v = self.m.targets[k]
+            shapes = [self.m.demand.linear.sites(w) for w in (u, v)]
+            places = np.indices((self.m.demand.linear.size(u), self.m.demand.linear.size(v))).reshape(2, -1)
+            for cell, p, q in zip(cells.tolist(), *places.tolist(), strict=True):
+                between = "; " if max(map(len, shapes)) > 1 else ", "
+                pair = between.join(self.index(w, s, side) for w, s, side in zip((p, q), shapes, "LR", strict=True))
+                sites = f"[{pair}]" if len(cells) > 1 else ""
+                result.append(Target(str(k + 1) if len(self.m.cells) > 1 else "", sites, cell))
+        return result
+
+    @cached_property
+    def elided(self) -> frozenset[int]:
+        """Cells of the NNGP that have no line: outputs without a name that nothing else reads, and what adds means."""
+        names = self.m.demand.structure.names
+        read = {c for parts in self.parts.values() for _, _, c in parts}
+        cells = {t.cell for t in self.targets if t.cell > UNIT} - read
+        return frozenset(
+            c for c in cells if self.system.owners[c][0] == "second" or names[self.system.owners[c][1]] is None
+        )
+
+    # ---- lines
 
     def forward(self) -> list[Line]:
         """The C lines, in order."""
@@ -147,24 +225,15 @@ class Writer:
             if isinstance(equation, LeafEq | ImportEq):
                 continue
             for cell in equation.out.tolist():
-                if self.system.owners[cell][0] in ("moment", "second") and not self.is_output(cell):
+                if self.system.owners[cell][0] in _PROPER and cell not in self.elided:
                     rhs, note = self.rhs(cell)
                     lines.append(Line(self.cell(cell), rhs, note))
         return lines
 
-    def is_output(self, cell: int) -> bool:
-        return any(cell in cells for cells in self.m.cells) and self.system.owners[cell][1] in {
-            u for u, _ in self.m.targets if self.m.demand.structure.names[u] is None
-        }
-
-    def contributions(self) -> dict[int, list[tuple[float, str, int]]]:
-        """For each cell: (coefficient, factor, cell) of what its D is made of."""
-        found: dict[int, list[tuple[float, str, int]]] = {}
-        for equation in self.system.equations:
-            for i, out in enumerate(equation.out.tolist()):
-                for coef, factor, cell in self._parts(equation, i):
-                    found.setdefault(cell, []).append((coef, factor, out))
-        return found
+    @cached_property
+    def parts(self) -> dict[int, list[tuple[float, str, int]]]:
+        """What moves a cell, by the cell in order of definition: (coefficient, factor, the other cell)."""
+        return {c: list(self._parts(e, i)) for e in self.system.equations for i, c in enumerate(e.out.tolist())}
 
     def _parts(self, equation: Equation, i: int) -> Iterator[tuple[float, str, int]]:
         match equation:
@@ -182,60 +251,105 @@ class Writer:
             case JointEq(cov=cov, left_slots=left, right_slots=right):
                 for a in left:
                     for b in right:
-                        yield 1.0, f"E ∂{a + 1}F ∂{b + 1}F̄", int(cov[i, a, b])
+                        if cov[i, a, b] > UNIT:
+                            yield 1.0, self.slope(equation, i, int(cov[i, a, b])), int(cov[i, a, b])
             case OneEq() | MeanEq() | ImportEq() | LeafEq():
                 return
 
+    def slope(self, equation: JointEq, i: int, cov: int) -> str:
+        """E ∂F ∂F̄, the derivatives in the two Gaussians whose covariance a cell is."""
+        _, u, v, p, q = self.system.owners[cov]
+        by = self.vector(u, p, "L"), self.vector(v, q, "R")
+        return f"E[{' · '.join(f'∂({f})/∂{z}' for f, z in zip(self.sides(equation, i), by, strict=True))}]"
+
+    # ---- backward
+
+    @cached_property
+    def order(self) -> dict[int, tuple[int, int]]:
+        """Where a cell is defined: its equation, its place there."""
+        return {c: (k, i) for k, e in enumerate(self.system.equations) for i, c in enumerate(e.out.tolist())}
+
+    @cached_property
+    def products(self) -> dict[int, tuple[str, int]]:
+        """For each factor of a product: the other factors, and the product."""
+        return {
+            c: (rest, out)
+            for out, (e, _) in self.defining.items() if isinstance(e, ProductEq)
+            for _, rest, c in self.parts[out]
+        }  # fmt: skip
+
+    def reached(self, target: Target) -> list[int]:
+        """The cells that a target depends on, in order of definition."""
+        found: set[int] = set()
+        waiting = [target.cell] if target.cell > UNIT else []
+        while waiting:
+            cell = waiting.pop()
+            if cell not in found:
+                found.add(cell)
+                waiting += [c for _, _, c in self.parts[cell]]
+        return sorted(found, key=self.order.__getitem__)
+
+    def above(self, cell: int, target: Target) -> str:
+        """The target's derivative in a cell: "" where it is 1, of a factor by the product's."""
+        if cell == target.cell and cell in self.elided:
+            return ""
+        if cell in self.products:
+            rest, whole = self.products[cell]
+            return times(rest, self.above(whole, target))
+        return self.cell(cell, target.name("D"))
+
     def backward(self) -> list[Line]:
-        """The D lines, from the output down; D(y) is the derivative of the NNGP in the cross moment of y."""
-        contributions = self.contributions()
+        """The D lines of each target, from the output down: the derivatives of the target in each cross moment."""
         lines = []
-        for equation in reversed(self.system.equations):
-            if isinstance(equation, LeafEq | ImportEq):
-                continue
-            for cell in equation.out.tolist():
-                if self.system.owners[cell][0] not in ("moment", "second") or self.is_output(cell):
-                    continue
-                terms = []
-                for coef, factor, out in contributions.get(cell, []):
-                    above = "" if self.is_output(out) else self.cell(out, "D")
-                    terms.append((coef, " · ".join(t for t in (factor, above) if t) or "1"))
-                if terms:
-                    lines.append(Line(self.cell(cell, "D"), self.combination(terms)))
+        for target in self.targets:
+            reached = self.reached(target)
+            found: dict[int, list[tuple[float, str]]] = {c: [] for c in reached}
+            if reached and target.cell not in self.elided:
+                found[target.cell].append((1.0, "1"))
+            for out in reached:
+                above = self.above(out, target)
+                for coef, factor, cell in self.parts[out]:
+                    found[cell].append((coef, times(factor, above) or "1"))
+            for cell in sorted(reached, key=lambda c: (-self.order[c][0], self.order[c][1])):
+                if self.system.owners[cell][0] in _PROPER and cell not in self.elided:
+                    lines.append(Line(self.cell(cell, target.name("D")), self.combination(found[cell])))
         return lines
 
-    def kernels(self) -> list[Line]:
-        """The NNGP, and the NTK's term of each parameter."""
-        lines = []
-        several = len(self.m.targets) > 1 or any(len(c) > 1 for c in self.m.cells)
-        for k, cells in enumerate(self.m.cells):
-            name = "NNGP" if len(self.m.targets) == 1 else f"NNGP{k + 1}"
-            for cell in cells.tolist()[: 4 if several else 1]:
-                rhs = self.rhs(cell)[0] if self.is_output(cell) else self.cell(cell)
-                site = "" if len(cells) == 1 else self.cell(cell).removeprefix("C")
-                lines.append(Line(name + site, rhs))
-        return lines + self.terms()
+    # ---- kernels
 
-    def terms(self) -> list[Line]:
-        """Θ_p = (the parameter's weight) Σ D · own term, over all its uses."""
+    def kernels(self) -> list[Line]:
+        """The NNGP, and the NTK's term of each parameter, for each target."""
+        lines = []
+        for target in self.targets:
+            cell = target.cell
+            lines.append(Line(target.name("NNGP"), self.rhs(cell)[0] if cell in self.elided else self.cell(cell)))
+        return lines + [line for target in self.targets for line in self.terms(target)]
+
+    def terms(self, target: Target) -> list[Line]:
+        """Θ_p = (the parameter's weight) Σ D · own term, over all its uses; the NTK is their sum."""
         found: dict[int, list[tuple[float, str]]] = {}
-        for equation in self.system.equations:
+        for out in self.reached(target):
+            equation, i = self.defining[out]
             if not isinstance(equation, LinearEq):
                 continue
-            for i, out in enumerate(equation.out.tolist()):
-                above = "" if self.is_output(out) else self.cell(out, "D")
-                for c, s in zip(equation.cells[i].tolist(), equation.seeds[i].tolist(), strict=True):
-                    for parameter, monomial in self.m.demand.seeds.entries[s]:
-                        name = " · ".join(t for t in (above, "" if c == UNIT else self.cell(c)) if t) or "1"
-                        found.setdefault(parameter, []).append((self.coefficient(monomial), name))
+            above = self.above(out, target)
+            for c, s in zip(equation.cells[i].tolist(), equation.seeds[i].tolist(), strict=True):
+                for parameter, monomial in self.m.demand.seeds.entries[s]:
+                    if monomial == 0:
+                        continue
+                    name = times(above, "" if c == UNIT else self.cell(c)) or "1"
+                    found.setdefault(parameter, []).append((self.coefficient(monomial), name))
         lines = []
         parameters = self.m.demand.structure.parameters
         for index in sorted(found):
             uses = len(found[index])
             terms = [(coef * self.weights[index], name) for coef, name in found[index]]
             note = f"{uses} uses" if uses > 1 else ""
-            lines.append(Line(f"Θ_{parameters[index].name}", self.combination(terms), note))
-        return [*lines, Line("NTK", " + ".join(line.lhs for line in lines))]
+            lines.append(Line(target.name("Θ", parameters[index].name), self.combination(terms), note))
+        return [*lines, Line(target.name("NTK"), " + ".join(line.lhs for line in lines) or "0")]
+
+
+# ---------------------------------------------------------------------------------------------------------- pieces
 
 
 def scaled(coef: float, name: str) -> str:
@@ -245,95 +359,47 @@ def scaled(coef: float, name: str) -> str:
     return name if coef == 1 else f"{coef:.6g} {name}"
 
 
-# --------------------------------------------------------------------------------------------------- families
+def times(*factors: str) -> str:
+    """A product, "" being 1."""
+    return " · ".join(f for f in factors if f)
 
 
-@dataclass(frozen=True)
-class Family:
-    """Lines that agree up to their indices: a template with i (left) and j (right), and where they run."""
-
-    lhs: str
-    rhs: str
-    note: str
-    where: str
+def named(phi: Elementwise, prime: str = "") -> str:
+    """A function's name; a product's derivative in parentheses."""
+    if phi in (IDENTITY, ONE):
+        return ("id" if phi == IDENTITY else "1") + prime
+    return f"({phi.name}){prime}" if prime and is_product(phi.name) else phi.name + prime
 
 
-def families(lines: Sequence[Line]) -> list[Family]:
-    """Lines gathered into families, in order of their first lines."""
-    found: dict[tuple[str, str, str], list[tuple[int, int]]] = {}
-    for line in lines:
-        base = _base(line.lhs)
-        key = (_relative(line.lhs, base), _relative(line.rhs, base), line.note)
-        found.setdefault(key, []).append(base)
-    result = []
-    for (lhs, rhs, note), places in found.items():
-        if len(places) < 3:
-            for place in places:
-                one = [_absolute(text, place) for text in (lhs, rhs)]
-                result.append(Family(one[0], one[1], note, ""))
-            continue
-        written = [_symbolic(text, _letters(places)) for text in (lhs, rhs)]
-        result.append(Family(written[0], written[1], note, ranges(places)))
-    return result
+def is_product(name: str) -> bool:
+    return "·" in name.replace(_SHIFT, "")
 
 
-def _base(lhs: str) -> tuple[int, int]:
-    """The first index on each side of a line."""
-    first = {"L": 0, "R": 0}
-    for side, index in reversed(_MARK.findall(lhs)):
-        first[side] = int(index)
-    return first["L"], first["R"]
+def applied(phi: Elementwise, z: str) -> str:
+    """A function of a Gaussian, which has its mean: what shifts a centred one by it is left out."""
+    if phi == IDENTITY:
+        return z
+    name = phi.name.replace(_SHIFT, "")
+    return f"({name})({z})" if is_product(name) else f"{name}({z})"
 
 
-def _relative(text: str, base: tuple[int, int]) -> str:
-    return _MARK.sub(lambda m: f"⟦{m[1]}{int(m[2]) - base['LR'.index(m[1])]}⟧", text)
+def written(expr: Expr, names: Mapping[int, str], number: Callable[[int], str]) -> str:
+    """An expression with its Gaussians by name; a Gaussian's name includes its mean, which the expression adds."""
 
+    def inner(expr: Expr) -> str:
+        match expr:
+            case Slot(index=index) | Sum(terms=((None, Slot(index=index)),)):
+                return names[index]
+            case Value(index=index):
+                return number(index)
+            case Call(fn=fn, args=args):
+                if fn == MULTIPLY:
+                    return "·".join(inner(a) for a in args)
+                return f"{fn.name}({', '.join(inner(a) for a in args)})"
+            case Sum(terms=terms, constants=constants):
+                parts = [inner(e) if v is None else f"{inner(v)} {inner(e)}" for v, e in terms]
+                return "(" + " + ".join([*parts, *(inner(c) for c in constants)]) + ")"
+            case _ as never:
+                assert_never(never)
 
-def _absolute(text: str, base: tuple[int, int]) -> str:
-    return short(_MARK.sub(lambda m: str(int(m[2]) + base["LR".index(m[1])]), text))
-
-
-def _symbolic(text: str, names: tuple[str, str]) -> str:
-    def one(m: re.Match[str]) -> str:
-        offset, name = int(m[2]), names["LR".index(m[1])]
-        return "{" + (name if offset == 0 else f"{name}{offset:+d}") + "}"
-
-    return short(_MARK.sub(one, text))
-
-
-def short(text: str) -> str:
-    """C(g1, g1) is written C(g1)."""
-    return re.sub(r"([CDΘ]|NNGP)\(([^(),]+), \2\)", r"\1(\2)", text)
-
-
-def _letters(places: Sequence[tuple[int, int]]) -> tuple[str, str]:
-    """Index names of the two sides: one letter where both indices always agree."""
-    return ("i", "i") if all(a == b for a, b in places) else ("i", "j")
-
-
-def ranges(places: Sequence[tuple[int, int]]) -> str:
-    """Index ranges: rows with the same columns together."""
-    if all(a == b for a, b in places):
-        return f"i = {_runs(sorted({a for a, _ in places}))}"
-    by_row: dict[int, list[int]] = {}
-    for a, b in places:
-        by_row.setdefault(a, []).append(b)
-    rows: dict[tuple[int, ...], list[int]] = {}
-    for a, columns in by_row.items():
-        rows.setdefault(tuple(sorted(columns)), []).append(a)
-    parts = []
-    for columns, own in rows.items():
-        first, second = _runs(sorted(own)), _runs(list(columns))
-        parts.append(f"i, j = {first}" if first == second else f"i = {first}, j = {second}")
-    return "; ".join(parts)
-
-
-def _runs(values: Sequence[int]) -> str:
-    """1, 2, 3, 5 as 1…3, 5."""
-    parts, start = [], 0
-    for k in range(1, len(values) + 1):
-        if k == len(values) or values[k] != values[k - 1] + 1:
-            first, last = values[start], values[k - 1]
-            parts.append(str(first) if first == last else f"{first}…{last}")
-            start = k
-    return ", ".join(parts)
+    return inner(expr)

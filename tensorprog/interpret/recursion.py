@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from typing import Any
 
@@ -12,8 +11,10 @@ import numpy as np
 
 from tensorprog.batch import batch
 from tensorprog.functions.base import method
-from tensorprog.interpret.equation_text import Family, Writer, families
+from tensorprog.interpret.equation_text import Writer
 from tensorprog.interpret.equations import PairEq
+from tensorprog.interpret.families import Family, families
+from tensorprog.interpret.latex import latex
 from tensorprog.interpret.moments import Alone, Buffer
 from tensorprog.interpret.system import Moments, cross_stage, kernel_structure, moments, parameter_weights, same_stage
 from tensorprog.program import Program
@@ -26,9 +27,15 @@ _COLUMN = 70
 class Recursion:
     """The kernel recursion of a program: `print` it, `.latex()` it, or evaluate it with `.values(x1, x2)`.
 
-    C(u, v) is lim u(x)·v(x̄)/n, C(u) short for C(u, u); D(u, v) the derivative of the NNGP in C(u, v), with jumps left
-    out, so that NTK = Σ_p (weight of p) Σ D · (own term of p). V_φ C is E φ(z)φ(z̄) for (z, z̄) Gaussian with
-    covariance C and the variances that the same equations give at equal inputs.
+    C(u, v), C(u) short for C(u, u), is lim u(x)·v(x̄)/n, but for two Gaussian vectors (no Nonlin since the last matrix)
+    that is centred: their covariance, without the product of their means. The NNGP has that product in it.
+    `second_moment` gives the limit itself. D(u, v) is the derivative of the NNGP in C(u, v), with jumps left
+    out, so that NTK = Σ_p (weight of p) Σ D · (own term of p). V_φ C is E φ(z)φ(z̄) for (z, z̄) centred Gaussians with
+    covariance C and the variances that the same equations give at equal inputs; a mean m is part of φ, as in
+    V_relu(· + m). In E φ(g(x)) the vector g has its mean.
+
+    Of several outputs the first's are D1, NNGP1, Θ1_p, NTK1; of an output over sites D[i, j], NNGP[i, j], Θ_p[i, j],
+    NTK[i, j] belong to its sites i at x and j at x̄. A D that isn't printed is 0.
     """
 
     def __init__(self, program: Program):
@@ -36,8 +43,10 @@ class Recursion:
         self.program = program
         self.targets = tuple((o, o) for o in structure.outputs)
         self.moments = moments(structure, self.targets)
-        values = np.asarray(self.moments.demand.linear.monomials.values(_concrete(program), jnp.result_type(float)))
-        weights = parameter_weights(Program(structure, _concrete(program)), "multiplier-std", None).tolist()
+        leaves = _concrete(program)
+        with jax.ensure_compile_time_eval():  # numbers are printed, also inside a user's transformation
+            values = np.asarray(self.moments.demand.linear.monomials.values(leaves, jnp.result_type(float)))
+            weights = parameter_weights(Program(structure, leaves), "multiplier-std", None).tolist()
         self.writer = Writer(self.moments, Printer(structure, program.leaves), values, weights)
 
     def lines(self) -> list[Family]:
@@ -59,15 +68,16 @@ class Recursion:
         """The recursion as a LaTeX `align*`."""
         rows = []
         for line in self.lines():
-            where = rf" && {_tex(line.where)}" if line.where else ""
-            rows.append(f"{_tex(line.lhs)} &= {_tex(line.rhs)}{where}")
+            where = rf" && {latex(line.where)}" if line.where else ""
+            rows.append(f"{latex(line.lhs)} &= {latex(line.rhs)}{where}")
         return "\\begin{align*}\n" + " \\\\\n".join(rows) + "\n\\end{align*}"
 
     def values(self, x1: Any = None, x2: Any = None) -> dict[str, Array]:
-        """Every left-hand side by its printed name: {"C(s1)": (N1, N2), "C(s1, s3)": …, "D(g1)": …}.
+        """Every C, D and NNGP by its printed name: {"C(s1)": (N1, N2), "C(s1, s3)": …, "D(g1)": …, "NNGP": …}.
 
-        Vectors with sites have them as further axes, (N1, N2, *S_u, *S_v); D of an output over sites S has (*S, *S)
-        before those.
+        "C(g1)" of a Gaussian vector with a mean is its covariance, as printed. Vectors with sites have them as further
+        axes, (N1, N2, *S_u, *S_v); D of an output over sites S has (*S, *S) before those. Of several outputs the
+        first's are "D1(g1)", "NNGP1". `ntk` gives the NTK.
         """
         structure = self.program.structure
         first = batch(structure, x1, "x1")
@@ -191,17 +201,3 @@ def _values(
         value = jnp.where(eye, exact[..., None], value)
         found = [jnp.where(eye, e[..., None], f) for e, f in zip(exact_slopes, found, strict=True)]
     return value, tuple(found)
-
-
-def _tex(text: str) -> str:
-    """Plain text of a recursion as LaTeX."""
-    text = re.sub(r"V_([^ ]+) ([CD])\(([^()]*)\)", r"V_{\\mathrm{\1}}\\left(\2(\3)\\right)", text)
-    text = re.sub(r"Θ_([A-Za-z]\w*)", r"\\Theta_{\\mathrm{\1}}", text)
-    text = re.sub(r"Σ\[([^\[\]]*)\]", r"\\sum_{\1}", text)
-    text = re.sub(r"\[([^\[\]]*)\]", lambda m: "_{" + m[1].replace("{", "").replace("}", "") + "}", text)
-    text = re.sub(r"⟨([^⟨⟩]*)⟩/(\d+)", r"\\frac{\\langle \1\\rangle}{\2}", text)
-    text = re.sub(r"(?<![A-Za-z\\])([a-zA-Z])(\d+)", r"\1_{\2}", text)
-    text = re.sub(r"(?<![A-Za-z\\])([a-zA-Z])\{([ij][^{}]*)\}", r"\1_{\2}", text)
-    for plain, tex in (("x̄", r"\bar x"), ("…", r"\dots"), ("·", r"\cdot"), ("′", "'"), ("−", "-")):
-        text = text.replace(plain, tex)
-    return re.sub(r"\b(NNGP|NTK)\b", r"\\mathrm{\1}", text)
