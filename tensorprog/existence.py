@@ -2,17 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, NoReturn
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.errors import problem
-from tensorprog.functions.base import Elementwise, diverges, polynomially_bounded
+from tensorprog.functions.base import Elementwise, derivative, diverges, polynomially_bounded
 from tensorprog.interpret.equations import PairEq
+from tensorprog.interpret.growth import NEAR, pole
 from tensorprog.interpret.system import Moments
 from tensorprog.program import Program
 from tensorprog.show import Printer
+
+Key = tuple[Elementwise, tuple[int, ...]]
+"""A function and the positions of its numbers."""
+
+
+def _functions(m: Moments) -> tuple[dict[Key, list[Any]], dict[Key, int]]:
+    """Functions that are not known to be harmless: the same-input cells of their variances, and whose they are."""
+    cells: dict[Key, list[Any]] = {}
+    owners: dict[Key, int] = {}
+    for equation in m.demand.cross.equations:
+        if isinstance(equation, PairEq):
+            for phi, places, numbers, side in (
+                (equation.phi, equation.left, equation.phi_numbers, 0),
+                (equation.psi, equation.right, equation.psi_numbers, 1),
+            ):
+                if not polynomially_bounded(phi):
+                    key = (phi, tuple(numbers[0].tolist()))
+                    cells.setdefault(key, []).append(places)
+                    _, *pair = m.demand.cross.owners[int(equation.out[0])]
+                    owners.setdefault(key, pair[side])
+    return cells, owners
+
+
+def _refuse(program: Program, position: int, why: str, remedy: str) -> NoReturn:
+    text = Printer(program.structure, program.leaves).expression(position, top=True)
+    raise problem(program.structure.line(position), text, why, remedy)
+
+
+def check_functions(program: Program, m: Moments, *, slopes: bool) -> None:
+    """Refuse E φ(u)² that exists at no variance, with `slopes` (for the NTK) also E φ′(u)²: poles, and NaN.
+
+    **Raises:** `ProgramError` at the Nonlin's line, naming the function.
+    """
+    cells, owners = _functions(m)
+    for phi, numbers in cells:
+        monomials = m.demand.linear.monomials.values(program.leaves, jnp.result_type(float)) if numbers else ()
+        values = tuple(monomials[i] for i in numbers)
+        fault = _look(phi, values, slopes) if numbers else _singular(phi, slopes)
+        if fault is not None:
+            _refuse(
+                program, owners[phi, numbers], fault,
+                "take a function that is defined everywhere and stays away from poles: 1 / (|z| + c), or jnp.where",
+            )  # fmt: skip
 
 
 def check_expectations(program: Program, m: Moments, same: Any) -> None:
@@ -20,33 +66,37 @@ def check_expectations(program: Program, m: Moments, same: Any) -> None:
 
     **Raises:** `ProgramError` at the Nonlin's line, naming the function and the variance.
     """
-    seen: dict[tuple[Elementwise, tuple[int, ...]], float] = {}
-    owners: dict[tuple[Elementwise, tuple[int, ...]], int] = {}
-    for equation in m.demand.cross.equations:
-        if isinstance(equation, PairEq):
-            for phi, cells, numbers, side in (
-                (equation.phi, equation.left, equation.phi_numbers, 0),
-                (equation.psi, equation.right, equation.psi_numbers, 1),
-            ):
-                if polynomially_bounded(phi):
-                    continue
-                key = (phi, tuple(numbers[0].tolist()))
-                largest = float(np.max(same.value[:, m.same.kept(cells)]))
-                if largest > seen.get(key, -1.0):
-                    seen[key] = largest
-                _, *pair = m.demand.cross.owners[int(equation.out[0])]
-                owners.setdefault(key, pair[side])
-    if not seen:
+    cells, owners = _functions(m)
+    if not cells:
         return
     dtype = same.value.dtype
     monomials = m.demand.linear.monomials.values(program.leaves, dtype)
-    for (phi, numbers), variance in seen.items():
+    for (phi, numbers), places in cells.items():
         values = tuple(monomials[i] for i in numbers)
+        variance = max(float(np.max(same.value[:, m.same.kept(place)])) for place in places)
         if bool(diverges(phi, jnp.asarray(variance, dtype), values)):
-            position = owners[phi, numbers]
-            text = Printer(program.structure, program.leaves).expression(position, top=True)
-            raise problem(
-                program.structure.line(position), text,
+            _refuse(
+                program, owners[phi, numbers],
                 f"E {phi.name}(z)² does not exist for z of variance {variance:.4g}: the function grows too fast",
                 "lower the variances or the inputs' norms, or take a function that grows more slowly than exp(z²/4var)",
             )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _singular(phi: Elementwise, slopes: bool) -> str | None:
+    return _look(phi, (), slopes)
+
+
+def _look(phi: Elementwise, numbers: tuple[Any, ...], slopes: bool) -> str | None:
+    """Why E φ² (with `slopes`: or E φ'²) is no number at any variance: φ is NaN somewhere, or has a pole at 0."""
+    moderate = np.array([0.53, 1.07, 1.61, 2.9])
+    points = np.concatenate([moderate, -moderate, NEAR, -NEAR])
+    for fn in (phi, derivative(phi)) if slopes else (phi,):
+        values = np.asarray(jax.vmap(lambda z, fn=fn: fn(z, *numbers))(jnp.asarray(points)), dtype=float)
+        bad = np.flatnonzero(np.isnan(values[:8]))
+        if len(bad):
+            return f"{fn.name}(z) is {values[bad[0]]:g} at z = {points[bad[0]]:g}, and a Gaussian reaches every number"
+        found = pole(values[8:].reshape(2, -1))
+        if found > 0.499:
+            return f"E {fn.name}(z)² does not exist: {fn.name} grows like |z|^-{found:.2g} at 0"
+    return None

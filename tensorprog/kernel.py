@@ -14,7 +14,7 @@ from tensorprog import tiles
 from tensorprog.batch import batch, is_concrete, require_program
 from tensorprog.decomposition import backward_kernels
 from tensorprog.errors import ProgramError, bad_argument
-from tensorprog.existence import check_expectations
+from tensorprog.existence import check_expectations, check_functions
 from tensorprog.functions import base
 from tensorprog.gia import backward_products, forward_transposes
 from tensorprog.interpret.equations import JointEq, PairEq
@@ -300,6 +300,7 @@ def _evaluate(
     concrete = all(is_concrete(jnp.asarray(a)) for a in jax.tree.leaves((leaves, weights, x1, x2)))
     grid = _Grid(m, leaves, weights, x1, x2, tangent, error, split)
     if concrete:
+        check_functions(program, m, slopes=tangent)
         found = grid.on_host(progress)
         for side in (found.left,) if x2 is None else (found.left, found.right):
             check_expectations(program, m, side)
@@ -437,8 +438,11 @@ def _stacked(buffers: list[Any]) -> Any:
 def _finite(program: Program, result: dict[str, Any]) -> dict[str, Any]:
     for name in ("value", "tangent"):
         if result[name] is not None and not np.isfinite(np.asarray(result[name])).all():
-            raise ProgramError(
-                f"{program.structure.name}: the kernel is not finite for these inputs, its variances overflow "
-                f"{jnp.asarray(result[name]).dtype}; scale the inputs or the variances down, or use float64"
+            why = (
+                "a function of it, or an input, is not a number there; look for functions undefined below 0"
+                if np.isnan(np.asarray(result[name])).any()
+                else f"its variances overflow {jnp.asarray(result[name]).dtype}; "
+                "scale the inputs or the variances down, or use float64"
             )
+            raise ProgramError(f"{program.structure.name}: the kernel is not finite for these inputs, {why}")
     return result

@@ -19,7 +19,7 @@ from tensorprog.interpret.finite import _Network
 from tensorprog.interpret.particles import Limit
 from tensorprog.nets import ZOO
 from tensorprog.transform.batching import together
-from tensorprog.transform.passes import AVERAGE, passes
+from tensorprog.transform.passes import AVERAGE, Pass, Use, passes
 
 SLOW = pytest.mark.slow
 
@@ -82,41 +82,43 @@ PROGRAMS = {
 }
 
 
+def gradient(both: Pass, use: Use, values: dict[int, Any]) -> Any:
+    """What a use adds to √n ∂f/∂W (n ∂f/∂W of a Moment): left rightᵀ summed over sites, after the output's sites."""
+    left = values[use.left]
+    if both.program.structure.vector(use.left).space == "output":
+        left = left[..., None]
+    if use.right is None:
+        return left
+    dy, z = (values[use.right], left) if use.transposed else (left, values[use.right])
+    dy = dy.reshape(*dy.shape[: len(both.lead)], -1, dy.shape[-1])
+    outer = jnp.einsum("...sa,sb->...ab", dy, z.reshape(-1, z.shape[-1]))
+    return jnp.swapaxes(outer, -1, -2) if use.transposed else outer
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_gradients_are_jax_grad_s(name: str) -> None:
     """∂f/∂θ assembled from the vectors of both passes: dy zᵀ over the uses of each parameter."""
     program = PROGRAMS[name]
-    x = tuple(a[0] for a in data(program, 1))
+    x = data(program, 1)
     params = tp.init(program, jax.random.key(1), width=12)
     both = passes(program, program.structure.outputs[0])
-    positions = both.program.structure.outputs
-    values = dict(
-        zip(positions, (a[0] for a in tp.apply(both.program, params, tuple(v[None] for v in x))), strict=True)
-    )
-    exact = jax.jacobian(lambda q: tp.apply(program, q, tuple(v[None] for v in x))[0])(params)
+    run = tp.apply(both.program, params, x)
+    values = {p: v[0] for p, v in zip(both.program.structure.outputs, run, strict=True)}
+    exact = jax.jacobian(lambda q: tp.apply(program, q, x)[0])(params)
     found: dict[str, Any] = {}
     for use in both.uses:
         parameter = next(p for p in program.structure.parameters if p.name == use.parameter)
         scale = math.sqrt(program.numbers[f"{parameter.name}.var"]) if parameter.scale is None else 2.0
-        left, right = (None if p is None else values[p] for p in (use.left, use.right))
-        if both.program.structure.vector(use.left).space == "output":
-            left = left[..., None]
-        lead = len(both.lead)
-        if use.right is None:
-            outer, size = left, left.shape[-1]
-        else:
-            dy, z = (right, left) if use.transposed else (left, right)
-            dy = dy.reshape(*dy.shape[:lead], -1, dy.shape[-1])
-            outer = jnp.einsum("...sa,sb->...ab", dy, z.reshape(-1, z.shape[-1]))
-            size = dy.shape[-1]
-            outer = (jnp.swapaxes(outer, -1, -2) if use.transposed else outer) / math.sqrt(
-                exact[use.parameter].shape[-1]
-            )
-        found[use.parameter] = found.get(use.parameter, 0) + scale * outer / size ** (both.power / 2)
+        fan = 1 if use.right is None else exact[use.parameter].shape[-1]
+        across = use.right if use.transposed and use.right is not None else use.left  # dy, scaled by its width
+        readout = both.program.structure.vector(across).space == "output"
+        size = 1 if readout else values[across].shape[-1]
+        term = scale * gradient(both, use, values) / math.sqrt(fan) / size ** (both.power / 2)
+        found[use.parameter] = found.get(use.parameter, 0) + term
     assert set(found) == set(exact)
     for parameter, value in exact.items():
-        scale = float(jnp.abs(value).max())
-        np.testing.assert_allclose(found[parameter].reshape(value.shape), value, atol=1e-12 * max(scale, 1e-3))
+        size = float(jnp.abs(value).max())
+        np.testing.assert_allclose(found[parameter].reshape(value.shape), value, atol=1e-12 * max(size, 1e-3))
 
 
 @pytest.mark.parametrize("name", ["mlp", "rnn_mean", "attention", "average"])

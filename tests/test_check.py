@@ -221,3 +221,22 @@ def test_str():
     text = str(report(jnp.exp, back=True))
     assert f"- {line('# the function' + chr(39) + 's line')}: s1 = exp(g1)" in text
     assert np.all([word in text for word in ("theorem's hypotheses", "forward use of W and Wᵀ")])
+
+
+@pytest.mark.parametrize(("fn", "what"), [(jnp.reciprocal, "grows like"), (jnp.sqrt, "is nan")])
+def test_kernels_refuse_functions_that_are_undefined(fn, what):
+    def net(x):
+        n = tp.Width("n")
+        return tp.weight("v", 1, n) @ tp.nonlin(fn, tp.weight("U", n, x.features) @ x)
+
+    with pytest.raises(tp.ProgramError, match=what):
+        tp.nngp(tp.trace(net, tp.Input(2)), jnp.ones((1, 2)))
+
+
+def test_the_ntk_refuses_slopes_with_a_pole():
+    def net(x):
+        n = tp.Width("n")
+        return tp.weight("v", 1, n) @ tp.nonlin(lambda z: jnp.sqrt(jnp.abs(z)), tp.weight("U", n, x.features) @ x)
+
+    with pytest.raises(tp.ProgramError, match="does not exist"):
+        tp.ntk(tp.trace(net, tp.Input(2)), jnp.ones((1, 2)))

@@ -22,7 +22,7 @@ from tensorprog.functions import jumps
 from tensorprog.functions.derived import Partial, Slope, Times
 from tensorprog.functions.nested import expectations, sides
 from tensorprog.functions.quadrature import Functions, density, nodes, panel, reach
-from tensorprog.functions.series import Side, kink_places, resolve, standard_kinks
+from tensorprog.functions.series import Side, feature_places, resolve, standard_edges
 
 __all__ = ["diverges", "mean", "means", "pair", "pairs", "sides"]
 
@@ -188,14 +188,18 @@ def _pairs_jvp(phis, psis, primals, tangents):
 def _means(phis: Functions, a: Array, numbers: _Numbers) -> tuple[Array, Array]:
     """(value, bound), each (inputs, m): E phi_i(u), a: (inputs,)."""
     deviation = jnp.sqrt(a)
-    own = standard_kinks(kink_places(phis, numbers, a.dtype), deviation)
+    own = standard_edges(feature_places(phis, numbers, a.dtype), deviation)
     panels = resolve(phis, numbers, deviation, own)
-    samples = panels.samples * jnp.sqrt(density(nodes(panels.left, panels.right)))[..., None, :]
+    z = nodes(panels.left, panels.right)
+    samples = panels.samples * jnp.sqrt(density(z))[..., None, :]
     value, size, error = jnp.moveaxis(panel(samples, panels.width).sum(1), -1, 0)
     far = jnp.abs(samples[..., 0]) + jnp.abs(samples[..., -1])
     outermost = (jnp.abs(panels.left) == reach(a.dtype)) | (jnp.abs(panels.right) == reach(a.dtype))
     beyond = jnp.where((outermost & (panels.width > 0))[..., None], far, 0.0).sum(1)
-    bound = error + beyond + 40 * jnp.finfo(a.dtype).eps * size
+    # The argument's own rounding: where a function is steep, it outweighs that of the sum.
+    strain = jnp.abs(jnp.diff(samples)) * jnp.abs(z[..., None, 1:])
+    strain = jnp.where((panels.width > 0)[..., None], strain.sum(-1), 0.0).sum(1)
+    bound = error + beyond + jnp.finfo(a.dtype).eps * (40 * size + strain)
     return value, jnp.where(jnp.isfinite(value) & ~jnp.isnan(bound), bound, jnp.inf)
 
 

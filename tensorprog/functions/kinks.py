@@ -1,22 +1,55 @@
-"""Where a function of one variable is not smooth: jumps of its value, slope or curvature, to the last digit."""
+"""Where a function of one variable is not smooth, or changes quickly.
+
+Kinks are jumps of its value, slope or curvature, found to the last digit. Steep places are smooth passages, narrow
+beside their distance from 0. Scales say how far from 0 the function changes its course: tanh does below 16, not beyond.
+Panels measured in deviations of a Gaussian argument do not see a feature much narrower than they are; these tell them.
+"""
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from tensorprog.functions.quadrature import LAST, NODES
+
 MOST = 16  # kinks kept of one function; what is left out is caught by the adaptive panels, at their pace
+_STEEP, _FEW_STEEP = 4, 2  # steep places kept of a function without numbers, and with
+_STEEPNESS = 16.0  # |z slope| beside the range between z/2 and 2z
+_RATIO = 16.0
+_SCALES = _RATIO ** np.arange(-5.0, 6.0)
+_FEW_SCALES = 4  # the least are kept where numbers decide
 _BLOCK = 256  # points looked at in one round: the function is traced once, for the grid and for the halvings
 
 
 def _grid() -> np.ndarray:
     """Points, off round numbers: even steps near the origin, 3 % steps from 1e-7 to 1e5 on both sides."""
     graded = np.geomspace(1.03e-7, 1.07e5, 980)
-    even = np.linspace(-12.034, 12.071, 14 * _BLOCK - 2 * len(graded))
+    even = np.linspace(-12.034, 12.071, 38 * _BLOCK - 2 * len(graded))
     return np.sort(np.concatenate([-graded, even, graded]))
+
+
+def _probes() -> np.ndarray:
+    """(scales, 2, 2, nodes): nodes of [0, s] and of [s / ratio, s], on both sides."""
+    low = np.array([0.0, 1 / _RATIO])[:, None]
+    unit = (1 + low) / 2 + (1 - low) / 2 * NODES
+    return _SCALES[:, None, None, None] * np.array([1.0, -1.0])[:, None, None] * unit
+
+
+class Features(NamedTuple):
+    """Of one function, in units of its argument; `inf` pads.
+
+    below, above: neighbouring floats between which fn, fn' or fn'' jumps, ascending. steep: smooth passages narrow
+    beside their distance from 0. scales: s such that fn changes its course between s/16 and s.
+    """
+
+    below: Array
+    above: Array
+    steep: Array
+    scales: Array
 
 
 def _jet(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> Callable:
@@ -50,37 +83,84 @@ def _suspects(grid: Array, jets: Array) -> tuple[Array, Array, Array]:
     return interval, order, steps[interval, order]
 
 
-def search(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> tuple[Array, Array]:
-    """(below, above), each (MOST,): neighbouring floats between which fn, fn' or fn'' jumps, ascending; `inf` pads.
+def _steepest(grid: Array, jets: Array) -> tuple[Array, Array, Array, Array]:
+    """(interval, order, step, steepness): where value or slope change by far quicker than between z/2 and 2z."""
+    orders = min(jets.shape[1], 2)
+    steps = jnp.abs(jnp.diff(jets[:, :orders], axis=0))
+    steps = jnp.where(jnp.isfinite(steps), steps, jnp.inf)
+    jets = jnp.where(jnp.isfinite(jets), jets, 0.0)[:, :orders]
+    points = _grid()
+    octave = np.floor(np.log2(np.abs(points))).astype(int)
+    octave -= octave.min()
+    count = octave.max() + 1
+    which = octave + count * (points > 0)
+    most, least = (
+        sign * jax.ops.segment_max(sign * jets, which, 2 * count).reshape(2, count, orders) for sign in (1.0, -1.0)
+    )
+    beside = lambda x, pad: jnp.pad(x, ((0, 0), (1, 1), (0, 0)), constant_values=pad)
+    around = lambda x: jnp.stack([x[:, :-2], x[:, 1:-1], x[:, 2:]])
+    extent = around(beside(most, -jnp.inf)).max(0) - around(beside(least, jnp.inf)).min(0)
+    size = lax.cummax(jnp.maximum(jnp.abs(most), jnp.abs(least)).max(0), axis=0)
+    extent, size = extent.reshape(-1, orders)[which[1:]], size[octave[1:]]
+    # A function that goes up and down all the time has no place of its own.
+    total = jax.ops.segment_sum(steps, which[1:], 2 * count).reshape(2, count, orders)
+    total = around(beside(total, 0.0)).sum(0).reshape(-1, orders)[which[1:]]
+    distance = jnp.asarray(np.abs(points[1:]) / np.diff(points), grid.dtype)[:, None]
+    floor = max(1e-6, 1e3 * float(jnp.finfo(grid.dtype).eps)) * size + jnp.finfo(grid.dtype).tiny
+    steepness = jnp.where((steps > floor) & (total < 8 * extent), steps * distance / (extent + floor), 0.0)
+    peak = (steepness >= jnp.roll(steepness, 1, 0)) & (steepness > jnp.roll(steepness, -1, 0))
+    steepness, best = lax.top_k(jnp.where(peak, steepness, 0.0).reshape(-1), 4 * _STEEP)
+    interval, order = best // orders, best % orders
+    return interval, order, steps[interval, order], steepness
+
+
+def _changes(jets: Array) -> Array:
+    """(scales,): whether value or slope at the probes is no polynomial on [0, s], and changes on [s/16, s]."""
+    eps = float(jnp.finfo(jets.dtype).eps)
+    values = jets[: _probes().size, :2].reshape(*_probes().shape, -1)
+    last = jnp.abs(jnp.einsum("...jm,kj->...km", values, jnp.asarray(LAST, jets.dtype))).max(-2)
+    size = jnp.abs(values).max((2, 3))[:, :, None]
+    part = jnp.asarray([max(1e-9, 300 * eps), max(1e-5, 300 * eps)], jets.dtype)[:, None]
+    return (last > part * size).all(2).any((1, 2))
+
+
+def search(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> Features:
+    """The kinks of a function, (MOST,) each, its steep places and scales.
 
     The suspected steps of a grid are halved towards the larger change. What is left when the ends are neighbours is a
     jump; a steep smooth passage is none, for its change shrinks with the step.
     """
     grid = jnp.asarray(_grid(), dtype)
+    probes = _probes().reshape(-1)
+    sites = jnp.concatenate([grid, jnp.asarray(np.pad(probes, (0, -len(probes) % _BLOCK), mode="edge"), dtype)])
     at = jax.vmap(_jet(fn, numbers, dtype))
     orders = jax.eval_shape(at, grid[:1]).shape[1]
-    blocks, suspects = len(grid) // _BLOCK, MOST * orders
+    blocks, suspects = len(sites) // _BLOCK, MOST * orders + 4 * _STEEP
     halvings = 64 if dtype == jnp.float64 else 34
 
+    zero = jnp.zeros(suspects, dtype)
+    none = (jnp.zeros(suspects, jnp.int32), jnp.zeros(suspects, jnp.int32), zero, zero)
+
+    def chosen(jets):
+        jumps, steep = _suspects(grid, jets[: len(grid)]), _steepest(grid, jets[: len(grid)])
+        both = zip((*jumps, jnp.zeros(MOST * orders, dtype)), steep, strict=True)
+        return tuple(jnp.concatenate(pair).astype(like.dtype) for pair, like in zip(both, none, strict=True))
+
     def look(turn, state):
-        jets, low, high, at_low, at_high, order, first = state
+        jets, low, high, at_low, at_high, order, first, sharp = state
         middle = low + (high - low) / 2
         points = jnp.where(
             turn < blocks,
-            lax.dynamic_slice(grid, (jnp.minimum(turn, blocks - 1) * _BLOCK,), (_BLOCK,)),
+            lax.dynamic_slice(sites, (jnp.minimum(turn, blocks - 1) * _BLOCK,), (_BLOCK,)),
             jnp.pad(middle, (0, _BLOCK - suspects)),
         )
         seen = at(points)
 
         def store(_):
             kept = lax.dynamic_update_slice(jets, seen, (turn * _BLOCK, 0))
-            interval, order, first = lax.cond(
-                turn == blocks - 1,
-                lambda: _suspects(grid, kept),
-                lambda: (jnp.zeros(suspects, jnp.int32), jnp.zeros(suspects, jnp.int32), jnp.zeros(suspects, dtype)),
-            )
+            interval, order, first, sharp = lax.cond(turn == blocks - 1, lambda: chosen(kept), lambda: none)
             ends = (grid[interval], grid[interval + 1], kept[interval, order], kept[interval + 1, order])
-            return (kept, *ends, order, first)
+            return (kept, *ends, order, first, sharp)
 
         def halve(_):
             value = seen[jnp.arange(suspects), order]
@@ -89,21 +169,30 @@ def search(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> tuple[Array, Array
             right = inside & ~left
             ends = (jnp.where(right, middle, low), jnp.where(left, middle, high))
             values = (jnp.where(right, value, at_low), jnp.where(left, value, at_high))
-            return (jets, *ends, *values, order, first)
+            change = jnp.abs(values[1] - values[0])
+            return (jets, *ends, *values, order, jnp.where(change > first, change, first), sharp)
 
         return lax.cond(turn < blocks, store, halve, None)
 
-    zero = jnp.zeros(suspects, dtype)
-    state = (jnp.zeros((len(grid), orders), dtype), zero, zero, zero, zero, jnp.zeros(suspects, jnp.int32), zero)
-    jets, low, high, at_low, at_high, _, first = lax.fori_loop(0, blocks + halvings, look, state)
+    state = (jnp.zeros((len(sites), orders), dtype), zero, zero, zero, zero, *none[1:])
+    jets, low, high, at_low, at_high, _, first, sharp = lax.fori_loop(0, blocks + halvings, look, state)
+    probed, jets = jets[len(grid) :], jets[: len(grid)]
     eps = jnp.finfo(dtype).eps
     last = jnp.abs(at_high - at_low)
     # A jump counts against the sizes of all orders up to there and a little on: a library's tanh leaps by 1e-17 where
     # it becomes 1, and its gelu is a staircase of such steps where it vanishes.
-    within = jnp.abs(grid) <= 1.5 * jnp.maximum(jnp.abs(low), jnp.abs(high))[:, None]
+    within = jnp.abs(grid) <= 1.5 * jnp.maximum(jnp.abs(low), jnp.abs(high))[:, None] + 1e-6
     size = jnp.where(within, jnp.abs(jets).max(-1), 0.0).max(-1)
-    real = (last > 0.03 * first) & (last > 1e3 * eps * size) & (high - low <= 4 * eps * jnp.abs(high) + 1e-12)
-    return _ascending(jnp.where(real, low, jnp.inf), jnp.where(real, high, jnp.inf))
+    real = (last >= 0.03 * first) & (last > 1e3 * eps * size) & (high - low <= 4 * eps * jnp.abs(high) + 1e-12)
+    # Steep places, steepest first; one that lies near a steeper one is found by its panels.
+    rank = jnp.argsort(-jnp.where(real, 0.0, sharp))[: 4 * _STEEP]
+    place, out = low[rank], real[rank] | ~(sharp[rank] > _STEEPNESS)
+    near = jnp.abs(place[:, None] - place) <= 0.02 * jnp.abs(place)
+    again = (near & ~out & jnp.asarray(np.tri(len(rank), k=-1, dtype=bool))).any(-1)
+    kept = ~(out | again)
+    steep = jnp.where(kept, place, jnp.inf)[jnp.argsort(~kept)][:_STEEP]
+    scales = jnp.sort(jnp.where(_changes(probed), jnp.asarray(_SCALES, dtype), jnp.inf))
+    return Features(*_ascending(jnp.where(real, low, jnp.inf), jnp.where(real, high, jnp.inf)), steep, scales)
 
 
 def _ascending(low: Array, high: Array) -> tuple[Array, Array]:
@@ -118,23 +207,22 @@ def _ascending(low: Array, high: Array) -> tuple[Array, Array]:
 
 
 @lru_cache(maxsize=1024)
-def _fixed(fn: Callable, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """The kinks of a function without numbers, as constants, without padding; searched once per function."""
+def _fixed(fn: Callable, dtype: str) -> tuple[np.ndarray, ...]:
+    """The features of a function without numbers, as constants, without padding; searched once per function."""
     # Compiled ahead: a call would become part of a trace in progress.
     found = jax.jit(lambda: search(fn, (), jnp.dtype(dtype))).lower().compile()()
-    low, high = (np.asarray(x) for x in found)
-    return low[np.isfinite(low)], high[np.isfinite(low)]
+    return tuple(part[np.isfinite(part)] for part in map(np.asarray, found))
+
+
+def features(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> Features:
+    """The features of z -> fn(z, *numbers): constants without numbers, else found when run."""
+    if not numbers:
+        return Features(*(jnp.asarray(part, dtype) for part in _fixed(fn, jnp.dtype(dtype).name)))
+    found = search(fn, tuple(lax.stop_gradient(n) for n in numbers), dtype)
+    return found._replace(steep=found.steep[:_FEW_STEEP], scales=found.scales[:_FEW_SCALES])
 
 
 def kinks(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> tuple[Array, Array]:
-    """(below, above) of the kinks of z -> fn(z, *numbers): constants without numbers, else found when run."""
-    if not numbers:
-        low, high = _fixed(fn, jnp.dtype(dtype).name)
-        return jnp.asarray(low, dtype), jnp.asarray(high, dtype)
-    return search(fn, tuple(lax.stop_gradient(n) for n in numbers), dtype)
-
-
-def places(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> Array:
-    """Kinks of fn, ascending, `inf` pads: between the two floats."""
-    below, above = kinks(fn, numbers, dtype)
-    return jnp.where(jnp.isfinite(below), below + (above - below) / 2, jnp.inf)
+    """(below, above) of the kinks of z -> fn(z, *numbers)."""
+    found = features(fn, numbers, dtype)
+    return found.below, found.above

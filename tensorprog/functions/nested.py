@@ -24,7 +24,7 @@ from tensorprog.functions.quadrature import (
     reach,
     refine,
 )
-from tensorprog.functions.series import TERMS, Side, horner, kink_places, side, standard_kinks
+from tensorprog.functions.series import TERMS, Side, feature_places, horner, side, standard_middles
 
 _CHUNK = 64  # pairs that go through the nested rule together
 _OUTER = np.array([0.0, 2.0, 4.0, 6.0, 8.5, 12.0, 18.0, 26.0])
@@ -145,26 +145,26 @@ def _nested(
 
 def sides(phis: Functions, a: Array, numbers: tuple) -> Side:
     """What `expectations` needs to know of phis at variances a, (*a.shape, ...): made once, it serves many pairs."""
-    found = side(phis, numbers, a.reshape(-1), kink_places(phis, numbers, a.dtype))
+    found = side(phis, numbers, a.reshape(-1), feature_places(phis, numbers, a.dtype))
     return jax.tree.map(lambda x: x.reshape(*a.shape, *x.shape[1:]), found)
 
 
 def _sides(phis: Functions, psis: Functions, a, b, phi_numbers, psi_numbers, given) -> tuple[Side, Side, Array]:
-    """Both sides, flat, and psi's kinks at each b; one computation where phis and psis are the same functions."""
+    """Both sides, flat, and psi's middles at each b; one computation where phis and psis are the same."""
     dtype = a.dtype
     if given is not None:
         one, two = (jax.tree.map(lambda x, like=like: x.reshape(like.size, *x.shape[like.ndim :]), part)
                     for part, like in zip(given, (a, b), strict=True))  # fmt: skip
-        return one, two, standard_kinks(kink_places(psis, psi_numbers, dtype), two.deviation)
+        return one, two, standard_middles(feature_places(psis, psi_numbers, dtype), two.deviation)
     a, b = a.reshape(-1), b.reshape(-1)
-    kinks = kink_places(psis, psi_numbers, dtype)
+    places = feature_places(psis, psi_numbers, dtype)
     if phis == psis and len(phi_numbers) == len(psi_numbers) and all(map(_is, phi_numbers, psi_numbers)):
-        both = side(psis, psi_numbers, jnp.concatenate([a, b]), kinks)
+        both = side(psis, psi_numbers, jnp.concatenate([a, b]), places)
         one, two = jax.tree.map(lambda x: x[: len(a)], both), jax.tree.map(lambda x: x[len(a) :], both)
     else:
-        one = side(phis, phi_numbers, a, kink_places(phis, phi_numbers, dtype))
-        two = side(psis, psi_numbers, b, kinks)
-    return one, two, standard_kinks(kinks, two.deviation)
+        one = side(phis, phi_numbers, a, feature_places(phis, phi_numbers, dtype))
+        two = side(psis, psi_numbers, b, places)
+    return one, two, standard_middles(places, two.deviation)
 
 
 def _is(x, y) -> bool:

@@ -2,12 +2,13 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from tensorprog.functions.derived import origins
-from tensorprog.functions.kinks import places
+from tensorprog.functions.kinks import features
 from tensorprog.functions.quadrature import (
     NODES,
     WEIGHTS,
@@ -27,13 +28,15 @@ SIZE_TERMS = 48  # of |phi|, for the size of the result only
 # Panels that resolve TERMS Hermite polynomials.
 _BASE = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.25, 8.0, 10.0, 12.0, 15.0, 22.0])
 _HALVINGS = 28
+_GRADES = 16.0 ** -np.arange(1.0, 5.0)  # edges beside a steep place, in deviations: their panels see how narrow it is
+_NARROW = 1 / 16  # scales beyond it, in deviations, are seen by the base panels
 _BLOCK = 4  # panels projected together when they are not among the base ones
 
 
 class Side(NamedTuple):
     """What pairs need to know of m functions at several inputs (leading axis).
 
-    deviation: sqrt of the variance. edges (inputs, E): kinks and halved panels in units of the deviation, ascending,
+    deviation: sqrt of the variance. edges (inputs, E): kinks, features, halved panels in units of the deviation,;
     `reach` pads. low, high: where phi^2 times the density is not negligible. coefficients (inputs, m, TERMS):
     a_k = E phi(sd z) He_k(z) / sqrt(k!). sizes (inputs, m, SIZE_TERMS): the same of |phi|. square (inputs, m): E phi^2.
     strain: by how much a relative error of the argument is amplified. unresolved: error of a_k over sqrt(square).
@@ -50,19 +53,65 @@ class Side(NamedTuple):
     unresolved: Array
 
 
-def kink_places(fns: Functions, numbers: tuple, dtype: jnp.dtype) -> Array:
-    """Kinks of functions that share their numbers, `inf` pads; derived functions have those of their origins."""
+class Places(NamedTuple):
+    """Features of functions in units of their argument, `inf` pads: kinks; steep places; middles that the functions
+    change their course around, and the least distance at which they do; edges: such distances and their middles."""
+
+    kinks: Array
+    steep: Array
+    middles: Array
+    least: Array
+    edges: tuple[Array, Array]
+
+
+def feature_places(fns: Functions, numbers: tuple, dtype: jnp.dtype) -> Places:
+    """Features of functions that share their numbers; derived functions have those of their origins."""
     # Numbers may be tracers, which compare by identity: two origins are one when their numbers are the same objects.
     found = [origin for fn in fns for origin in origins(fn, numbers)]
     distinct = {(fn, *map(id, own), *map(id, shift)): (fn, own, shift) for fn, own, shift in found}
-    return jnp.concatenate([places(fn, own, dtype) - sum(shift) for fn, own, shift in distinct.values()])
+    parts = []
+    for fn, own, shift in distinct.values():
+        middle = jnp.zeros((), dtype) - sum(shift)
+        seen = features(fn, own, dtype)
+        kinks = jnp.where(jnp.isfinite(seen.below), seen.below + (seen.above - seen.below) / 2, jnp.inf)
+        least = seen.scales[:1]  # ascending
+        around = middle + 0 * seen.scales, seen.scales
+        parts.append(Places(kinks + middle, seen.steep + middle, middle + 0 * least, least, around))
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
 
-def standard_kinks(kinks: Array, deviation: Array) -> Array:
-    """(inputs, kinks): kinks of z -> fn(deviation * z); those out of reach and padding at `reach`."""
+def _standard(places: Array, deviation: Array) -> Array:
+    """(inputs, places): in units of the deviation; those out of reach and padding at `reach`."""
     end = reach(deviation.dtype)
     safe = jnp.where(deviation > 0, deviation, 1.0)[:, None]
-    return jnp.where(jnp.abs(kinks) < end * safe, jnp.where(jnp.isfinite(kinks), kinks, 0.0) / safe, end)
+    return jnp.where(jnp.abs(places) < end * safe, jnp.where(jnp.isfinite(places), places, 0.0) / safe, end)
+
+
+def _narrow(middles: Array, scales: Array, deviation: Array) -> tuple[Array, Array]:
+    """(inputs, scales), twice: middles in units of the deviation, and scales that the base panels would miss."""
+    middles, scales = (_standard(jnp.where(jnp.isfinite(scales), x, jnp.inf), deviation) for x in (middles, scales))
+    end = reach(deviation.dtype)
+    narrow = (scales < _NARROW) & (middles < end)
+    return jnp.where(narrow, middles, end), jnp.where(narrow, scales, 0.0)
+
+
+def standard_edges(places: Places, deviation: Array) -> Array:
+    """(inputs, any): kinks and edges around narrow features of z -> fn(deviation * z); `reach` pads."""
+    end = reach(deviation.dtype)
+    steep = _standard(places.steep, deviation)
+    grades = jnp.asarray(np.concatenate([-_GRADES, [0.0], _GRADES]), deviation.dtype)
+    graded = jnp.where(steep[..., None] < end, steep[..., None] + grades, end).reshape(len(deviation), -1)
+    middles, scales = _narrow(*places.edges, deviation)
+    own, _ = _narrow(places.middles, places.least, deviation)
+    edges = [_standard(places.kinks, deviation), graded, own, middles - scales, middles + scales]
+    edges = jnp.concatenate(edges, -1)
+    return jnp.where(jnp.abs(edges) < end, edges, end)
+
+
+def standard_middles(places: Places, deviation: Array) -> Array:
+    """(inputs, any): kinks and the middles of narrow features of z -> fn(deviation * z); `reach` pads."""
+    middles, _ = _narrow(places.middles, places.least, deviation)
+    return jnp.concatenate([_standard(jnp.concatenate([places.kinks, places.steep]), deviation), middles], -1)
 
 
 def resolve(fns: Functions, numbers: tuple, deviation: Array, own: Array) -> Panels:
@@ -90,11 +139,11 @@ def _base_edges(dtype: jnp.dtype) -> np.ndarray:
     return base[np.abs(base) < reach(dtype)]
 
 
-def side(fns: Functions, numbers: tuple, variance: Array, kinks: Array) -> Side:
-    """The side of inputs with the given variances (inputs,)."""
+def side(fns: Functions, numbers: tuple, variance: Array, places: Places) -> Side:
+    """The side of inputs with the given variances (inputs,), of functions with the given features."""
     deviation = jnp.sqrt(variance)
     dtype, end = deviation.dtype, reach(deviation.dtype)
-    own = standard_kinks(kinks, deviation)
+    own = standard_edges(places, deviation)
     panels = resolve(fns, numbers, deviation, own)
     width = panels.width
     masses = width[..., None] / 2 * (panels.samples**2 * jnp.asarray(WEIGHTS, dtype)).sum(-1)

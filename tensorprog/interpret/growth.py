@@ -14,6 +14,7 @@ import numpy as np
 
 from tensorprog.functions.frozen import Function
 
+NEAR = np.array([1e-4, 1e-8, 1e-12, 1e-16])
 Numbers = tuple[Any, ...]
 Values = Callable[[np.ndarray], np.ndarray]
 
@@ -63,6 +64,15 @@ def jump(fn: Function, numbers: Numbers) -> float | None:
         # A slope has shrunk 10⁴-fold, a pole has grown; halved further, float32 could not tell the ends apart.
         stays = (np.abs(right - left) > 0.3 * rise) & (np.abs(right - left) < 3.0 * rise) & (rise > 1e-3)
     return round(float(low[stays][0]), 5) + 0.0 if stays.any() else None
+
+
+def pole(values: np.ndarray) -> float:
+    """q where |fn| grows like |z|^-q at 0 on either side, from `fn` at the points of `NEAR`, a row for each side."""
+    sizes = np.abs(values)
+    with np.errstate(all="ignore"):
+        steps = np.log(sizes[:, 1:] / sizes[:, :-1]) / np.log(NEAR[:-1] / NEAR[1:])
+    steps = np.where(sizes[:, 1:] == np.inf, math.inf, steps)
+    return max(0.0, float(np.where(np.isfinite(sizes[:, 0]), np.nan_to_num(steps, posinf=math.inf).min(1), 0.0).max()))
 
 
 def _evaluator(fn: Function, numbers: Numbers) -> Values:
