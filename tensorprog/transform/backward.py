@@ -100,12 +100,13 @@ class Backward:
 
     def run(self) -> dict[int, Any]:
         """The cotangent of every position that the outputs depend on."""
+        before = self.builder.at
         for position in reversed(self.needed):
             if position in self.found:
-                self.builder.at = self.structure.line(position)
+                self.builder.at = self.structure.line(position) or before
                 self.named(position)
                 self.instruction(position, self.found[position])
-        self.builder.at = None
+        self.builder.at = before
         return self.found
 
     def named(self, position: int) -> None:
@@ -114,8 +115,8 @@ class Backward:
         type_ = self.structure.types[position]
         if name is None or (isinstance(type_, VectorType) and type_.space == "output"):
             return
-        if isinstance(found, Scalar) and not isinstance(found.ref(), int):
-            return
+        if isinstance(found, Scalar) and (found.coef.constant != 1.0 or len(found.coef.factors) != 1):
+            return  # a product of scalars is no instruction yet
         self.replay.call(found, f"d{name}{self.replay.suffix}")
 
     # ---- rules
@@ -286,7 +287,7 @@ class Backward:
     def padded_scalar(self, x: Scalar, sites: Sites, wide: Sites) -> Scalar:
         if sites == wide:
             return x
-        return scalar_fn(self.builder, partial(_padded, sites=sites, wide=wide), x)
+        return scalar_fn(self.builder, partial(padded, sites=sites, wide=wide), x)
 
     def moment(self, fn: Function, numbers: Any, vectors: Any, scalars: Any, dy: Scalar) -> None:
         own = [self.replay.values[v] for v in vectors]
@@ -325,11 +326,11 @@ def _concatenate(*sources: np.ndarray, axis: int) -> np.ndarray:
     return np.concatenate(sources, axis)
 
 
-def _padded(x: Any, sites: Sites, wide: Sites) -> Any:
+def padded(x: Any, sites: Sites, wide: Sites) -> Any:
     return jnp.pad(jnp.broadcast_to(x, sites), [(0, w - s) for s, w in zip(sites, wide, strict=True)])
 
 
-def _total(x: Any, axes: tuple[int, ...]) -> Any:
+def total(x: Any, axes: tuple[int, ...]) -> Any:
     return jnp.sum(x, axis=axes)
 
 
@@ -338,7 +339,7 @@ def summed(x: Any, axes: tuple[int, ...]) -> Any:
     if not axes:
         return x
     if isinstance(x, Scalar):
-        return scalar_fn(x.builder, partial(_total, axes=axes), x)
+        return scalar_fn(x.builder, partial(total, axes=axes), x)
     if all(x.sites[a] == 1 for a in axes):
         return reshaped(x, tuple(s for a, s in enumerate(x.sites) if a not in axes))
     type_ = VectorType(tuple(s for a, s in enumerate(x.sites) if a not in axes), x.type.dim, x.type.space)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +61,6 @@ class Pass:
     start: int  # where the backward pass begins
 
 
-def starting(program: Program) -> Builder:
-    """A builder with the program's declarations, numbers and inputs."""
-    structure = program.structure
-    return Builder.like(structure, program.leaves, structure.inputs, structure.input_names)
-
-
 def read_inputs(builder: Builder) -> list[Vector]:
     """The inputs of a builder as vectors."""
     types = [VectorType(i.sites, i.features, "input") for i in builder.inputs]
@@ -106,21 +100,42 @@ def seed(builder: Builder, sites: Sites, power: int) -> Scalar | Vector:
     return Vector(builder, VectorType((*sites, *sites), 1, "output"), (), (one,))
 
 
-def passes(program: Program, output: int) -> Pass:
-    """The forward and the backward pass of one output."""
+@dataclass(frozen=True)
+class _Written:
+    """Both passes of one output, written into a builder: values and cotangents by the program's own positions."""
+
+    builder: Builder
+    needed: list[int]
+    values: dict[int, Any]
+    found: dict[int, Any]
+    lead: Sites
+    power: int
+    start: int
+
+    def program(self, ends: Sequence[int]) -> Program:
+        made = self.builder.structure(tuple(dict.fromkeys(ends)), False)
+        verify(made)
+        return Program(made, tuple(self.builder.values))
+
+
+def _written(program: Program, output: int) -> _Written:
     structure = program.structure
     power, lead = power_of(structure, output), structure.types[output].sites
-    builder = starting(program)
+    builder = Builder.like(structure, program.leaves, structure.inputs, structure.input_names)
     replay = Replay(structure, builder, read_inputs(builder))
     needed = reached(structure, (output,))
     values = replay.run(needed)
     start = len(builder.instructions)
     found = Backward(replay, {output: seed(builder, lead, power)}, power, lead).run()
-    uses = tuple(_uses(structure, needed, values, found))
-    ends = [end for use in uses for end in use.ends]
-    made = builder.structure(tuple(dict.fromkeys(ends)), False)
-    verify(made)
-    return Pass(Program(made, tuple(builder.values)), uses, lead, power, start)
+    return _Written(builder, needed, values, found, lead, power, start)
+
+
+def passes(program: Program, output: int) -> Pass:
+    """The forward and the backward pass of one output; the made program's outputs are the ends of all uses."""
+    both = _written(program, output)
+    uses = tuple(_uses(program.structure, both.needed, both.values, both.found))
+    made = both.program([end for use in uses for end in use.ends])
+    return Pass(made, uses, both.lead, both.power, both.start)
 
 
 def _uses(structure: Structure, needed: list[int], values: dict[int, Any], found: dict[int, Any]) -> Iterator[Use]:
@@ -163,17 +178,9 @@ def backprop(program: Program) -> Program:
             structure.line(structure.outputs[0]), f"a program of {len(structure.outputs)} outputs",
             "a backward pass starts from one output", "trace a function that returns one of them",
         )  # fmt: skip
-    output = structure.outputs[0]
-    power, lead = power_of(structure, output), structure.types[output].sites
-    builder = starting(program)
-    replay = Replay(structure, builder, read_inputs(builder))
-    needed = reached(structure, (output,))
-    replay.run(needed)
-    found = Backward(replay, {output: seed(builder, lead, power)}, power, lead).run()
-    ends = [_under_name(builder, found[y], f"d{structure.names[y]}") for y in _entered(structure, needed) if y in found]
-    made = builder.structure(tuple(ends), False)
-    verify(made)
-    return Program(made, tuple(builder.values))
+    both = _written(program, structure.outputs[0])
+    entered = [y for y in _entered(structure, both.needed) if y in both.found]
+    return both.program([_under_name(both.builder, both.found[y], f"d{structure.names[y]}") for y in entered])
 
 
 def _entered(structure: Structure, needed: list[int]) -> list[int]:

@@ -93,7 +93,7 @@ def expanded(x: Any, sites: Sites) -> Any:
     return gather([x], lambda source: np.broadcast_to(source, sites), f"repeat({{}}; {' × '.join(map(str, sites))})")
 
 
-def _diagonal(pairs: jax.Array, rank: int) -> jax.Array:
+def diagonal(pairs: jax.Array, rank: int) -> jax.Array:
     """(B, *S, B, *T) -> (B, *S, *T)."""
     return jnp.moveaxis(jnp.diagonal(pairs, axis1=0, axis2=rank + 1), -1, 0)
 
@@ -120,14 +120,15 @@ class Replay:
 
     def run(self, positions: Sequence[int]) -> dict[int, Any]:
         """The values of the given positions, which are in order and hold all that they need."""
+        before = self.builder.at
         for position in positions:
-            self.builder.at = self.structure.line(position)
+            self.builder.at = self.structure.line(position) or before
             value, self.leads[position] = self.instruction(position)
             self.values[position] = value
             name = self.structure.names[position]
             if name is not None:
                 self.call(value, name + self.suffix)
-        self.builder.at = None
+        self.builder.at = before
         return self.values
 
     def call(self, value: Any, name: str) -> None:
@@ -252,7 +253,7 @@ class Replay:
         pairs = inner_product(*own)
         if not leads:
             return pairs, False
-        return scalar_fn(self.builder, partial(_diagonal, rank=len(own[0].sites) - 1), pairs), True
+        return scalar_fn(self.builder, partial(diagonal, rank=len(own[0].sites) - 1), pairs), True
 
 
 def inner_product(x: Vector, y: Vector) -> Scalar:

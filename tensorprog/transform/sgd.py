@@ -21,7 +21,7 @@ from tensorprog.functions.pullback import slope
 from tensorprog.gia import reached
 from tensorprog.ir import BiasVector, Coef, Input, MatMul, Num, Parameter, ScalarType, Structure, verify
 from tensorprog.program import Program
-from tensorprog.tracing.builder import Builder
+from tensorprog.tracing.builder import Builder, user_line
 from tensorprog.tracing.calls import take
 from tensorprog.tracing.values import Scalar, Vector, gather
 from tensorprog.transform.backward import AVERAGE, Backward, summed
@@ -111,6 +111,7 @@ def sgd_step(
     inputs = tuple(Input(*i.shape) for run in runs for i in run.structure.inputs)
     names = [*structure.input_names, *(f"{name}*" for name in structure.input_names if len(runs) > 1)]
     builder = Builder.like(first, program.leaves, inputs, names)
+    builder.at = user_line(outside_package=True)
     training = _Training(builder, runs, loss, lr, steps)
     outputs = training.run()
     made = builder.structure(outputs, False)
@@ -267,13 +268,13 @@ class _Training:
         return Scalar(self.builder, Coef(-1.0, (self.rates[t], parameter.lr, *scale)), ())
 
     def _stacked(self, parts: list[Scalar], name: str) -> int:
-        stacked = scalar_fn(self.builder, _stack, *parts)
-        ref = stacked.ref()
+        ref = scalar_fn(self.builder, stacked, *parts).ref()
         assert isinstance(ref, int), "a function of scalars is an instruction"
         if self.builder.names[ref] is None and name not in self.builder.names:
             self.builder.names[ref] = name
         return ref
 
 
-def _stack(*parts: Any) -> Any:
+def stacked(*parts: Any) -> Any:
+    """Scalars along a new first axis; prints by this name."""
     return jnp.stack(parts)
