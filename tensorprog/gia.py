@@ -96,8 +96,8 @@ def backward_products(structure: Structure, ends: Sequence[int]) -> list[Finding
     return [
         Finding(
             "backward pass", position, "it is a product of a backward pass",
-            "tp.ntk(program, x, method='backward') is the kernel; for Moments of such vectors write W.T @ … in a program "
-            "of its own and take tp.limit",
+            "tp.ntk(program, x, method='backward') is the kernel; for Moments of such vectors write W.T @ … in a "
+            "program of its own and take tp.limit",
         )
         for position in reached(structure, tuple(ends))
         if isinstance(instruction := structure.instructions[position], MatMul) and instruction.aspect
