@@ -167,8 +167,8 @@ def backprop(program: Program) -> Program:
 
     ```python
     >>> import tensorprog as tp
-    >>> print(str(tp.backprop(tp.nets.ZOO["mlp"])).splitlines()[-4].split("  ")[1])
-    ds1 = W2ᵀ dg2
+    >>> "ds1 = W2ᵀ dg2" in str(tp.backprop(tp.nets.ZOO["mlp"]))
+    True
 
     ```
     """
