@@ -187,7 +187,7 @@ def test_the_decomposition_is_an_identity_at_finite_width(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=SLOW) if n in ("resnet_mlp", "mlp_tied", "rnn") else n for n in ZOO]
+    "name", [pytest.param(n, marks=SLOW) if n not in ("mlp", "mlp_two_widths") else n for n in ZOO]
 )
 def test_both_roads_to_the_ntk_agree(name: str) -> None:
     program = ZOO[name]
@@ -228,6 +228,7 @@ def test_ntk_where_gradient_independence_fails(case: str, mean: float, var: floa
     assert tp.check(program).independent == (case == "mu0")
 
 
+@SLOW
 def test_ntk_of_w_and_its_transpose_by_finite_networks() -> None:
     program = PROGRAMS["transposes"]
     x = data(program, 2)[0]

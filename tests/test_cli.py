@@ -64,6 +64,7 @@ def test_a_file_of_the_users(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert code == 0 and "N(0, 2/3)" in out
 
 
+@pytest.mark.slow
 def test_compare_writes_table_and_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     picture = tmp_path / "c.png"
     code, out, _ = run(capsys, "compare", "--widths", "16,32", "--seeds", "2", "--inputs", "10", "--out", str(picture))

@@ -48,8 +48,10 @@ def monte_carlo(make: Any, x: jax.Array, draws: int = 2_000_000) -> tuple[np.nda
         (lambda h: h * h, lambda h: h * h),
         (lambda h: h * tp.nonlin(jax.nn.relu, h), lambda h: h * np.maximum(h, 0)),
         (lambda h: h + tp.nonlin(jax.nn.relu, h), lambda h: h + np.maximum(h, 0)),
-        (lambda h: tp.nonlin(jnp.tanh, h) - h, lambda h: np.tanh(h) - h),
-        (lambda h: tp.nonlin(jnp.tanh, h) + tp.nonlin(jnp.abs, h), lambda h: np.tanh(h) + np.abs(h)),
+        pytest.param(lambda h: tp.nonlin(jnp.tanh, h) - h, lambda h: np.tanh(h) - h, marks=SLOW),
+        pytest.param(
+            lambda h: tp.nonlin(jnp.tanh, h) + tp.nonlin(jnp.abs, h), lambda h: np.tanh(h) + np.abs(h), marks=SLOW
+        ),
         (lambda h: tp.nonlin(jnp.tanh, h + tp.nonlin(jax.nn.relu, h)), lambda h: np.tanh(h + np.maximum(h, 0))),
     ],
 )
@@ -143,7 +145,7 @@ def test_values_and_first_derivatives_are_finite_everywhere(fn: Any) -> None:
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("name", list(ZOO))
+@pytest.mark.parametrize("name", NETS)
 def test_symmetric_to_the_last_bit_and_positive(name: str) -> None:
     program = ZOO[name]
     x = data(program, 7)
@@ -164,7 +166,7 @@ def test_tiled_whole_jit_and_two_batches_agree(name: str) -> None:
     np.testing.assert_allclose(traced, whole[:9, :9], rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", list(ZOO))
+@pytest.mark.parametrize("name", NETS)
 def test_float32_is_near_float64(name: str) -> None:
     program = ZOO[name]
     x = data(program, 6)

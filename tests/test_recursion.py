@@ -170,6 +170,7 @@ def test_text_reads_like_the_papers() -> None:
     assert r"C(g_{i}) &= 1.2 C(s_{i-1})" in tp.recursion(net("rnn").program(tp.Input(8, 16))).latex()
 
 
+@pytest.mark.slow
 def test_report_states_variances_and_bounds() -> None:
     program = net("rnn").program(tp.Input(3, 4))
     x, _ = inputs(3, 4)

@@ -96,6 +96,7 @@ def gauss_hermite(fn: Callable[[np.ndarray], np.ndarray], a: float, b: float, c:
     return float((w[:, None] * w * fn(np.sqrt(a) * z)[:, None] * fn(v)).sum())
 
 
+@pytest.mark.slow
 def test_tied_tanh_rnn_by_a_plain_recursion() -> None:
     """Forward and backward recursion of the last state (init-std), written out, its integrals converged to 1e-8."""
     entry = reference.theory("rnn_ntk_T3")
