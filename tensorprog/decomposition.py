@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from tensorprog.interpret.particles import Limit
-from tensorprog.ir import Bias, Parameter, VectorType
+from tensorprog.ir import Bias, VectorType, is_readout, rows
 from tensorprog.limits import Options, expected
 from tensorprog.program import Program
 from tensorprog.transform.batching import together
@@ -72,15 +72,15 @@ class Terms:
     def factor(self, limit: Limit, use: Use, other: Use) -> Array:
         structure = limit.structure
         parameter = next(p for p in structure.parameters if p.name == use.parameter)
-        rows = parameter.dim if isinstance(parameter, Bias) else parameter.rows
+        width = rows(parameter)
         ratios = {name: limit.number(num) for name, num in structure.widths}
         factor = jnp.ones((), limit.dtype)
-        if self.power == AVERAGE and isinstance(rows, str):
-            factor = factor / ratios[rows]
+        if self.power == AVERAGE and isinstance(width, str):
+            factor = factor / ratios[width]
         transposed = use.transposed + other.transposed
         if transposed and not isinstance(parameter, Bias):
-            assert isinstance(rows, str) and isinstance(parameter.cols, str), "transposes are between widths"
-            factor = factor * (ratios[rows] / ratios[parameter.cols]) ** (self.power * transposed / 2)
+            assert isinstance(width, str) and isinstance(parameter.cols, str), "transposes are between widths"
+            factor = factor * (ratios[width] / ratios[parameter.cols]) ** (self.power * transposed / 2)
         return factor
 
 
@@ -127,8 +127,3 @@ def backward_kernels(
         return sum((values[name] * by[name].astype(zero.dtype) for name in by if name in values), zero)
 
     return total(terms, law), total(terms, learned), total(errors, law), total(errors, learned)
-
-
-def is_readout(parameter: Parameter) -> bool:
-    """Whether a parameter has a fixed number of rows."""
-    return isinstance(parameter.dim if isinstance(parameter, Bias) else parameter.rows, int)

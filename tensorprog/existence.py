@@ -21,6 +21,7 @@ Key = tuple[Elementwise, tuple[int, ...]]
 """A function and the positions of its numbers."""
 
 
+@lru_cache(maxsize=64)
 def _functions(m: Moments) -> tuple[dict[Key, list[Any]], dict[Key, int]]:
     """Functions that are not known to be harmless: the same-input cells of their variances, and whose they are."""
     cells: dict[Key, list[Any]] = {}

@@ -122,6 +122,17 @@ class Bias:
 
 Parameter = Weight | Bias
 
+
+def rows(parameter: Parameter) -> Dim:
+    """The dimension of what a parameter makes: a matrix's rows, a bias's own."""
+    return parameter.dim if isinstance(parameter, Bias) else parameter.rows
+
+
+def is_readout(parameter: Parameter) -> bool:
+    """Whether a parameter has a fixed number of rows."""
+    return isinstance(rows(parameter), int)
+
+
 # ------------------------------------------------------------------------------------------------------ types
 
 

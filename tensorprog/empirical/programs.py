@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from tensorprog.interpret.finite import apply
-from tensorprog.ir import Bias, Parameter, VectorType
+from tensorprog.ir import Parameter, VectorType, is_readout
 from tensorprog.program import Program, is_concrete
 
 Function = Callable[[Any, Any], Array]
@@ -48,11 +48,7 @@ def learning_rates(program: Program, params: Mapping[str, Any]) -> dict[str, Any
 
 def readout_variances(program: Program) -> dict[str, Any]:
     """The variance of θ for each parameter of the readouts, by name: var/scale², as `init` draws it."""
-    return {p.name: _variance(program, p) for p in program.structure.parameters if _is_readout(p)}
-
-
-def _is_readout(parameter: Parameter) -> bool:
-    return isinstance(parameter.dim if isinstance(parameter, Bias) else parameter.rows, int)
+    return {p.name: _variance(program, p) for p in program.structure.parameters if is_readout(p)}
 
 
 def _variance(program: Program, parameter: Parameter) -> Array:

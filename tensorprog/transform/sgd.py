@@ -7,6 +7,7 @@ known here, only `backward`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,8 +41,8 @@ class Trained(Operator):
 
     def updated(self, left: Vector, right: Vector) -> None:
         """One more term; `left` carries the rate."""
-        self.left.append(reshaped(left, (_size(left.sites),)))
-        self.right.append(reshaped(right, (_size(right.sites),)))
+        self.left.append(reshaped(left, (math.prod(left.sites),)))
+        self.right.append(reshaped(right, (math.prod(right.sites),)))
 
     def product(self, x: Vector, transposed: bool, aspect: int = 0) -> Vector:
         weight = self.builder.weights[self.index]
@@ -52,10 +53,6 @@ class Trained(Operator):
         assert weight.rows == weight.cols or aspect == AVERAGE * transposed, "refused when the step was written"
         across, along = (self.right, self.left) if transposed else (self.left, self.right)
         return first + combined(joined(across), joined(along), x)
-
-
-def _size(sites: tuple[int, ...]) -> int:
-    return int(np.prod(sites, dtype=int))
 
 
 def _end_to_end(*sources: np.ndarray) -> np.ndarray:
@@ -69,7 +66,7 @@ def joined(parts: list[Vector]) -> Vector:
 
 def combined(across: Vector, along: Vector, x: Vector) -> Vector:
     """y[j] = Σ_i across[i] ⟨along[i], x[j]⟩/n."""
-    flat = reshaped(x, (_size(x.sites),))
+    flat = reshaped(x, (math.prod(x.sites),))
     pairs = inner_product(along, flat)
     column = reshaped(across, (*across.sites, 1))
     return reshaped(summed(column * pairs, (0,)), x.sites)
