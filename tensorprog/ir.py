@@ -94,6 +94,23 @@ class Input:
 
 
 @dataclass(frozen=True)
+class Data:
+    """Per-example scalars with sites, `tp.Data(8, 8)`: masks, adjacency matrices; real, integer or bool."""
+
+    sites: Sites
+
+    def __init__(self, *shape: int):
+        if not all(isinstance(s, int | np.integer) and not isinstance(s, bool) and s > 0 for s in shape):
+            given = ", ".join(map(repr, shape))
+            raise bad_argument(f"Data({given})", "no shape of one example", "write tp.Data(*shape), positive ints")
+        object.__setattr__(self, "sites", tuple(int(s) for s in shape))
+
+    @property
+    def shape(self) -> Sites:
+        return self.sites
+
+
+@dataclass(frozen=True)
 class Weight:
     """A random matrix with iid entries N(0, var/fan), fan = cols·∏window; one for each offset and each site."""
 
@@ -165,6 +182,13 @@ class InputVector:
 
 
 @dataclass(frozen=True)
+class DataScalar:
+    """Per-example data as a scalar: the input at that place is a `Data`."""
+
+    input: int
+
+
+@dataclass(frozen=True)
 class BiasVector:
     """A bias as an initial vector."""
 
@@ -174,6 +198,10 @@ class BiasVector:
 @dataclass(frozen=True)
 class MatMul:
     """y = A x with A = W or Wᵀ at each site, times (rows of A / cols of A)^(aspect/2).
+
+    A weight with a window reads x over sites (…, *S, *window), y[…, s] = Σ_o W[o] x[…, s, o] over (…, *S), S its own sites
+    (one matrix for each, W[s, o]) or none; its transpose goes from (…, *S) to (…, *S, *window). A convolution is such a
+    product of the patches of x.
 
     The aspect is 0 in what users write. In backward passes it keeps entries of one size whatever the widths are, and
     makes the transpose of a readout, √n vᵀ, an initial vector.
@@ -195,7 +223,10 @@ class LinComb:
 
 @dataclass(frozen=True)
 class Gather:
-    """y[site] = the vector at place `source[site]` of the operands' sites, laid end to end: index, reshape, stack …"""
+    """y[site] = the vector at place `source[site]` of the operands' sites, laid end to end: index, reshape, stack, pad …
+
+    Place -1 is the zero vector.
+    """
 
     xs: tuple[int, ...]
     source: IntArray
@@ -248,13 +279,15 @@ class ScalarFn:
     scalars: tuple[ScalarRef, ...]
 
 
-Instruction = InputVector | BiasVector | MatMul | LinComb | Gather | SiteSum | Nonlin | Moment | Inner | ScalarFn
+Instruction = (
+    InputVector | DataScalar | BiasVector | MatMul | LinComb | Gather | SiteSum | Nonlin | Moment | Inner | ScalarFn
+)
 
 
 def operands(instruction: Instruction) -> Iterator[int]:
     """Positions of the instructions that an instruction reads, vectors and scalars."""
     match instruction:
-        case InputVector() | BiasVector():
+        case InputVector() | DataScalar() | BiasVector():
             return
         case MatMul(x=x) | SiteSum(x=x):
             yield x
@@ -292,7 +325,7 @@ class Structure:
     """Everything static of a program: hashable, equal for equal programs."""
 
     name: str
-    inputs: tuple[Input, ...]
+    inputs: tuple[Input | Data, ...]
     input_names: tuple[str, ...]
     widths: tuple[tuple[str, Num], ...]
     weights: tuple[Weight, ...]
