@@ -13,6 +13,10 @@ class ProgramError(Exception):
     """What the user wrote cannot be a tensor program, or cannot be computed; the text says what to write instead."""
 
 
+class NotIntegrated(ProgramError):
+    """An expectation that the recursion has no rule for: more Gaussians at once than it integrates."""
+
+
 @dataclass(frozen=True)
 class Line:
     """A line of the user's source."""
@@ -24,10 +28,12 @@ class Line:
         return f"{self.file.rsplit('/', 1)[-1]}:{self.number}"
 
 
-def problem(line: Line | None, instruction: str, why: str, remedy: str) -> ProgramError:
+def problem(
+    line: Line | None, instruction: str, why: str, remedy: str, kind: type[ProgramError] = ProgramError
+) -> ProgramError:
     """A ProgramError at a line of the user's: the instruction, why it is refused, what to write instead."""
     where = f"{line.file}:{line.number}" if line is not None else "in the program"
-    return ProgramError(f"{where}: {instruction}\n  {why}\n  {remedy}")
+    return kind(f"{where}: {instruction}\n  {why}\n  {remedy}")
 
 
 def bad_argument(argument: str, why: str, remedy: str) -> ProgramError:

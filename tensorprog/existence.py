@@ -32,7 +32,7 @@ def _functions(m: Moments) -> tuple[dict[Key, list[Any]], dict[Key, int]]:
                 (equation.phi, equation.left, equation.phi_numbers, 0),
                 (equation.psi, equation.right, equation.psi_numbers, 1),
             ):
-                if not polynomially_bounded(phi):
+                if not polynomially_bounded(phi) and (numbers >= 0).all():
                     key = (phi, tuple(numbers[0].tolist()))
                     cells.setdefault(key, []).append(places)
                     _, *pair = m.demand.cross.owners[int(equation.out[0])]

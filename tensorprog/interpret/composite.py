@@ -10,14 +10,15 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, assert_never
+from typing import Any, Protocol, assert_never
 
 import numpy as np
 
+from tensorprog.errors import NotIntegrated
 from tensorprog.functions.base import IDENTITY, ONE, Elementwise, elementwise, product, shifted
 from tensorprog.functions.frozen import Function, freeze
 from tensorprog.interpret.linear import Ids, Linear
-from tensorprog.ir import Gather, LinComb, Nonlin, Num, SiteSum
+from tensorprog.ir import Coef, Gather, LinComb, Moment, Nonlin, Sites, SiteSum
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Sum:
 
 
 Expr = Slot | Value | Call | Sum
+MOST = 12
+"""Gaussians that one function may have: composing it takes it apart into factors later, but unrolls it first."""
+SAMPLED = "nngp and ntk estimate such kernels from samples, all inputs together"
 MULTIPLY: Function = freeze(operator.mul)[0]
 
 
@@ -202,23 +206,33 @@ class _Mixed(Exception):
         self.parts = parts
 
 
-def composites(linear: Linear, position: int) -> list[tuple[np.ndarray, Composite]]:
-    """A Nonlin as functions of Gaussians: groups of flat sites, each with its composite."""
+class Numbers(Protocol):
+    """What stands among a function's numbers but is no number of the program: scalars, and means of Gaussians."""
+
+    linear: Linear
+
+    def coefficient(self, coef: Coef, sites: Sites) -> Ids: ...
+
+    def shift_numbers(self, u: int, sites: np.ndarray) -> list[Ids]: ...
+
+
+def composites(ask: Numbers, position: int) -> list[tuple[np.ndarray, Composite]]:
+    """A Nonlin or a Moment as functions of Gaussians: groups of flat sites, each with its composite."""
 
     def build(sites: np.ndarray) -> list[tuple[np.ndarray, Composite]]:
-        composer = _Composer(linear)
+        composer = _Composer(ask)
         try:
             expr = composer.expr(position, sites)
         except _Mixed as mixed:
             return [piece for part in mixed.parts for piece in build(sites[part])]
         return [(sites, Composite(expr, composer.gaussians, composer.numbers))]
 
-    return build(np.arange(linear.size(position)))
+    return build(np.arange(ask.linear.size(position)))
 
 
 class _Composer:
-    def __init__(self, linear: Linear):
-        self.linear = linear
+    def __init__(self, ask: Numbers):
+        self.ask, self.linear = ask, ask.linear
         self.gaussians: list[tuple[int, np.ndarray]] = []
         self.numbers: list[Ids] = []
 
@@ -232,10 +246,12 @@ class _Composer:
         index = next(known, len(self.gaussians))
         if index == len(self.gaussians):
             self.gaussians.append((position, sites))
-        means = self.linear.constant(position, sites[:, None])
+        if index >= MOST:
+            raise self.linear.refuse(position, f"more than {MOST} Gaussians enter one function", SAMPLED, NotIntegrated)
+        means = self.ask.shift_numbers(position, sites)
         if not means:
             return Slot(index)
-        values = tuple(self.number(m if np.ndim(m) == 0 else m[:, 0]) for m in means)
+        values = tuple(self.number(m) for m in means)
         return Sum(((None, Slot(index)),), values)
 
     def expr(self, position: int, sites: np.ndarray) -> Expr:
@@ -245,20 +261,14 @@ class _Composer:
         shape = linear.sites(position)
         match linear.instructions[position]:
             case Nonlin(over=over) if over is not None:
-                raise linear.refuse(
-                    position, "a function over a site axis meets a Gaussian at each of those sites",
-                    "the kernel interpreter takes functions of up to two Gaussians; use tp.apply",
-                )  # fmt: skip
-            case Nonlin(fn=fn, numbers=numbers, vectors=vectors, scalars=scalars):
+                why = "a function over a site axis meets a Gaussian at each of those sites"
+                raise linear.refuse(position, why, SAMPLED, NotIntegrated)
+            case (
+                Nonlin(fn=fn, numbers=numbers, vectors=vectors, scalars=scalars)
+                | Moment(fn=fn, numbers=numbers, vectors=vectors, scalars=scalars)
+            ):
                 args = [self.expr(v, linear.broadcast(v, shape)[sites]) for v in vectors]
-                for ref in scalars:
-                    if not isinstance(ref, Num):
-                        raise linear.refuse(
-                            position, "a Moment, or a function of one, enters this Nonlin",
-                            "the recursion takes programs whose Nonlins act on Gaussian vectors; this one has "
-                            "tp.ntk(…, method='backward'), and its Moments tp.limit",
-                        )  # fmt: skip
-                    args.append(self.value(ref, shape, sites))
+                args += [self.value(Coef(1.0, (ref,)), shape, sites) for ref in scalars]
                 return Call(fn, tuple(args), tuple(self.number(linear.number(n, ())) for n in numbers))
             case LinComb(terms=terms, constants=constants):
                 return self.combination(terms, constants, shape, sites)
@@ -271,11 +281,11 @@ class _Composer:
             case _:
                 raise AssertionError(f"instruction {position} is no vector")
 
-    def value(self, ref: Num, shape: Any, sites: np.ndarray) -> Value:
-        ids = self.linear.number(ref, shape)
+    def value(self, coef: Coef, shape: Sites, sites: np.ndarray) -> Value:
+        ids = self.ask.coefficient(coef, shape)
         return self.number(ids if np.ndim(ids) == 0 else ids[sites])
 
-    def combination(self, terms: Any, constants: Any, shape: Any, sites: np.ndarray) -> Expr:
+    def combination(self, terms: Any, constants: Any, shape: Sites, sites: np.ndarray) -> Expr:
         """A sum: its Gaussian terms are one Gaussian together."""
         linear = self.linear
         gaussian = tuple((c, x) for c, x in terms if linear.gaussian(x))
@@ -285,18 +295,16 @@ class _Composer:
             together = LinComb(gaussian)
             parts.append((None, self.slot(linear.synthetic(together, shape), sites)))
         for coef, x in rest:
-            ids = linear.coef(coef, shape)
-            value = None if coef.is_one else self.number(ids if np.ndim(ids) == 0 else ids[sites])
+            value = None if coef.is_one else self.value(coef, shape, sites)
             parts.append((value, self.expr(x, linear.broadcast(x, shape)[sites])))
-        values = []
-        for coef in constants:
-            ids = linear.coef(coef, shape)
-            values.append(self.number(ids if np.ndim(ids) == 0 else ids[sites]))
-        return Sum(tuple(parts), tuple(values))
+        return Sum(tuple(parts), tuple(self.value(coef, shape, sites) for coef in constants))
 
     def gathered(self, xs: tuple[int, ...], source: np.ndarray) -> Expr:
         parts = self.linear.parts(xs, source)
-        if len(parts) > 1:
-            raise _Mixed([mine for _, mine, _ in parts])
+        padded = source < 0
+        if padded.all():
+            return self.slot(self.linear.nothing(xs[0]), np.zeros_like(source))
+        if len(parts) > 1 or padded.any():
+            raise _Mixed([mine for _, mine, _ in parts] + ([padded] if padded.any() else []))
         x, _, own = parts[0]
         return self.expr(x, own)

@@ -8,16 +8,19 @@ of single sites never builds all pairs, and pooling does.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from tensorprog.interpret.composite import Composite, Slot, composites
 from tensorprog.interpret.equations import UNIT, ZERO, Array, ImportEq, LeafEq, LinearEq, Seeds, System
 from tensorprog.interpret.expectations import Side, expectation_cells
-from tensorprog.interpret.linear import Ids, Linear, Term
-from tensorprog.ir import BiasVector, Dim, InputVector, MatMul, Nonlin, Structure
+from tensorprog.interpret.linear import Ids, Linear, Term, elementwise
+from tensorprog.interpret.scalars import Scalars, scaled_form
+from tensorprog.ir import BiasVector, Coef, Dim, InputVector, MatMul, Nonlin, Sites, Structure
 
-Terms = tuple[Array, Array, Array]
-"""(cells, coefs, seeds), each (P, K): P moments as sums of K terms."""
+Terms = tuple[Array, Array, Array, Array]
+"""(cells, coefs, seeds, factors), each (P, K): P moments as sums of K terms. Factors are same-input cells."""
 
 
 class Demand:
@@ -30,8 +33,7 @@ class Demand:
         self.seeds = Seeds(self.linear)
         self.functions: dict[int, list[tuple[Array, Composite]]] = {}
         self.imports: dict[tuple[str, int], int] = {}
-        self.scale_seed = np.frompyfunc(self.seeds.scaled, 2, 1)
-        self.seed_with = np.frompyfunc(self.seeds.with_parameter, 3, 1)
+        self.scalars = Scalars(self)
 
     # ---- moments
 
@@ -57,15 +59,17 @@ class Demand:
         if all(nonlinear) or (any(nonlinear) and any(gaussian)):
             self.expectation(system, table, u, v, pu, pv)
             return
-        terms = self.expanded(system, u, v, pu, pv, centred=all(gaussian))
-        zero = (terms[1] == 0).all(axis=1) | (terms[0] == ZERO).all(axis=1)
-        table[pu[zero], pv[zero]] = ZERO
-        if not zero.all():
-            keep = ~zero
+        if self.linear.scaled(u) or self.linear.scaled(v):
+            terms = self.one_sided(system, u, v, pu, pv, centred=all(gaussian))
+        else:
+            terms = self.expanded(system, u, v, pu, pv, centred=all(gaussian))
+        keep = ((terms[0] != ZERO) & ((terms[1] != 0) | (terms[2] != 0))).any(axis=1)
+        table[pu[~keep], pv[~keep]] = ZERO
+        if keep.any():
             out = system.new("moment", u, v, pu[keep], pv[keep])
             table[pu[keep], pv[keep]] = out
-            cells, coefs, seeds = (t[keep] for t in terms)
-            system.emit(LinearEq(out, cells, coefs, seeds), self.key(system, u, v))
+            side = "left" if self.linear.scaled(u) else "right"
+            system.emit(linear_equation(out, tuple(t[keep] for t in terms), side), self.key(system, u, v))
 
     def key(self, system: System, u: int, v: int) -> int:
         """Where equations stand in the order: by how deep the left vector lies."""
@@ -76,25 +80,56 @@ class Demand:
         """Cells of second moments, also of Gaussians that have a mean: what `moment` leaves out is added."""
         cells = self.moment(system, u, v, pu, pv)
         gaussian = [self.linear.gaussian(w) for w in (u, v)]
-        function = [isinstance(self.linear.instructions[w], Nonlin) for w in (u, v)]
+        function = [self.linear.nonlinear(w) for w in (u, v)]
         if not (all(gaussian) or (any(gaussian) and any(function))):
             return cells
-        c = self.linear.constant(u, pu[:, None]) if gaussian[0] else []
-        d = self.linear.constant(v, pv[:, None]) if gaussian[1] else []
-        unit = np.ones((len(pu), 1), dtype=np.int64)
-        parts = [(cells[:, None], unit, np.zeros_like(unit))]
-        if all(gaussian):
-            parts += self.constant_parts(system, [], [], c, d, len(pu))
-        for constants, w, sites, side in ((d, u, pu, "left"), (c, v, pv, "right")):
-            if constants and not self.linear.gaussian(w):
-                means = self.imported(system, side, self.mean(w, sites))
-                parts += [self.outer(means[:, None], 1, constant, len(pu)) for constant in constants]
+        parts = [whole(cells)]
+        if not any(self.linear.moving(w) for w in (u, v)):
+            c = self.linear.constant(u, pu[:, None]) if gaussian[0] else []
+            d = self.linear.constant(v, pv[:, None]) if gaussian[1] else []
+            if all(gaussian):
+                parts += self.constant_parts(system, [], [], c, d, len(pu))
+            for constants, w, sites, side in ((d, u, pu, "left"), (c, v, pv, "right")):
+                if constants and not self.linear.gaussian(w):
+                    means = self.imported(system, side, self.mean(w, sites))
+                    parts += [self.outer(means[:, None], 1, constant, len(pu)) for constant in constants]
+        else:
+            left = self.imported(system, "left", self.mean(u, pu))
+            parts.append(whole(left, self.mean(v, pv)))
         if len(parts) == 1:
             return cells
         terms = joined(parts, len(pu))
+        if not terms[0].shape[1]:
+            return np.full(len(pu), ZERO)
         out = system.new("second", u, v, pu, pv)
-        system.emit(LinearEq(out, *terms), self.key(system, u, v))
+        system.emit(linear_equation(out, terms, "right"), self.key(system, u, v))
         return out
+
+    def one_sided(self, system: System, u: int, v: int, pu: Array, pv: Array, *, centred: bool) -> Terms:
+        """The moment of a vector whose terms scalars multiply, u where it is one, else v, with the other left whole.
+
+        One side at a time: attention over T places costs T terms for each of T² moments, twice, and not T⁴.
+        """
+        swap = not self.linear.scaled(u)
+        one, other, sites, others = (v, u, pv, pu) if swap else (u, v, pu, pv)
+        side = "left" if swap else "right"
+        moment = self.moment if centred else self.second_moment
+        parts = []
+        for term in scaled_form(self.scalars, one, sites[:, None]):
+            many = np.repeat(others[:, None], term.sites.shape[1], axis=1).reshape(-1)
+            below = term.sites.reshape(-1)
+            if term.atom is None:
+                if centred:
+                    continue
+                cells = self.imported(system, side, self.mean(other, others))[:, None]
+            elif swap:
+                cells = moment(system, other, term.atom, many, below).reshape(term.sites.shape)
+            else:
+                cells = moment(system, term.atom, other, below, many).reshape(term.sites.shape)
+            coefs = np.broadcast_to(term.coef, cells.shape)
+            cells = np.where(term.factor == ZERO, ZERO, cells)
+            parts.append((cells, coefs, np.zeros_like(cells), term.factor))
+        return joined(parts, len(pu))
 
     def expanded(self, system: System, u: int, v: int, pu: Array, pv: Array, *, centred: bool) -> Terms:
         """The moment of two vectors by bilinearity over their linear forms."""
@@ -131,24 +166,30 @@ class Demand:
         b = np.broadcast_to(b, (count, np.shape(b)[1] if np.ndim(b) else 1))
         coefs = self.linear.monomials.times(a[:, :, None], b[:, None, :]).reshape(count, -1)
         wide = np.repeat(cells[:, :, None], b.shape[1], axis=2).reshape(count, -1)
-        return wide, coefs, np.zeros_like(coefs)
+        return wide, coefs, np.zeros_like(coefs), np.full_like(wide, UNIT)
 
     def pair(self, system: System, a: Term, b: Term) -> Terms:
         """The moment of two terms of linear forms, all pairs of their summed sites."""
         count, r, q = len(a.sites), a.sites.shape[1], b.sites.shape[1]
         pu = np.repeat(a.sites[:, :, None], q, axis=2).reshape(-1)
         pv = np.repeat(b.sites[:, None, :], r, axis=1).reshape(-1)
-        terms = self.atoms(system, a, b, pu, pv)
-        if terms is None:
-            return joined([], count)
         coef = self.linear.monomials.times(
             np.broadcast_to(a.coef, a.sites.shape)[:, :, None], np.broadcast_to(b.coef, b.sites.shape)[:, None, :]
-        )
-        coef = coef.reshape(-1, 1)
-        cells, coefs, seeds = terms
-        coefs = self.linear.monomials.times(coefs, coef)
-        seeds = np.asarray(self.scale_seed(seeds, coef), dtype=np.int64)
-        return cells.reshape(count, -1), coefs.reshape(count, -1), seeds.reshape(count, -1)
+        ).reshape(-1)
+        live = coef != 0  # where a place is padded, nobody asks for a moment
+        terms = self.atoms(system, a, b, pu[live], pv[live]) if live.any() else None
+        if terms is None:
+            return joined([], count)
+        cells, coefs, seeds, factors = terms
+        coefs = self.linear.monomials.times(coefs, coef[live, None])
+        seeds = elementwise(self.seeds.scaled, seeds, coef[live, None])
+
+        def spread(own: Array, empty: int) -> Array:
+            whole = np.full((len(live), own.shape[1]), empty)
+            whole[live] = own
+            return whole.reshape(count, -1)
+
+        return spread(cells, ZERO), spread(coefs, 0), spread(seeds, 0), spread(factors, UNIT)
 
     def atoms(self, system: System, a: Term, b: Term, pu: Array, pv: Array) -> Terms | None:
         """The moment of two atoms at pairs of sites; None where independence makes it 0."""
@@ -156,14 +197,12 @@ class Demand:
         if a.opened and b.opened:
             return self.opened(system, u, v, pu, pv)
         if not a.opened and not b.opened:
-            cells = self.moment(system, u, v, pu, pv)
-            return cells[:, None], np.ones((len(pu), 1), dtype=np.int64), np.zeros((len(pu), 1), dtype=np.int64)
+            return whole(self.moment(system, u, v, pu, pv))
         closed, opened = (v, u) if a.opened else (u, v)
         if not self.innovation(opened) & linear.sources(closed):
             return None
-        if isinstance(linear.instructions[closed], Nonlin):
-            cells = self.moment(system, u, v, pu, pv)
-            return cells[:, None], np.ones((len(pu), 1), dtype=np.int64), np.zeros((len(pu), 1), dtype=np.int64)
+        if linear.nonlinear(closed) or linear.scaled(closed):
+            return whole(self.moment(system, u, v, pu, pv))
         sites = (pu if closed == u and not a.opened else pv)[:, None]
         forms = linear.form(closed, sites)
         other = Term(opened, (pv if not a.opened else pu)[:, None], 1, opened=True)
@@ -185,9 +224,7 @@ class Demand:
         linear = self.linear
         match linear.instructions[u], linear.instructions[v]:
             case InputVector(input=i), InputVector(input=j):
-                cells = self.leaf(system, i, j, pu, pv)
-                ones = np.ones((len(pu), 1), dtype=np.int64)
-                return cells[:, None], ones, np.zeros_like(ones)
+                return whole(self.leaf(system, i, j, pu, pv))
             case BiasVector(bias=i), BiasVector(bias=j) if i == j:
                 bias = self.structure.biases[i]
                 alike = (pu == pv) if bias.sites else np.full(len(pu), True)
@@ -195,30 +232,43 @@ class Demand:
                 coefs = np.where(alike, var, 0)[:, None]
                 parameter = len(self.structure.weights) + i
                 seeds = np.where(alike, self.seeds.add([(parameter, linear.monomials.one)]), 0)[:, None]
-                return np.full((len(pu), 1), UNIT), coefs, seeds
+                unit = np.full((len(pu), 1), UNIT)
+                return unit, coefs, seeds, unit
             case MatMul(weight=w, x=x, transposed=t), MatMul(weight=w2, x=y, transposed=t2) if (w, t) == (w2, t2):
                 return self.product_moment(system, w, x, y, t, pu, pv)
             case _:
                 return None
 
     def product_moment(self, system: System, w: int, x: int, y: int, transposed: bool, pu: Array, pv: Array) -> Terms:
-        """E (W x)(W x̄) = var · E x x̄ (times rows/cols for Wᵀ); the own term of W is E x x̄."""
+        """E (W x)(W x̄) = var · E x x̄ (times rows/cols for Wᵀ); the own term of W is E x x̄.
+
+        With a window the mean over its offsets, each a matrix of its own; with sites 0 between different ones.
+        """
         linear, weight = self.linear, self.structure.weights[w]
         rows: Dim = weight.rows
+        assert not (transposed and (weight.window or weight.sites)), "transposes with windows are of backward passes"
         ratio = linear.ratio(rows, weight.cols) if transposed else linear.monomials.one
+        offsets, own_sites = math.prod(weight.window), math.prod(weight.sites)
+        ratio = linear.monomials.multiply(linear.monomials.add(1.0 / offsets, ()), ratio)
         var = linear.monomials.multiply(linear.monomials.add(1.0, ((weight.var.index, 0, 1),)), ratio)
-        parts = [
-            self.pair(system, a, b)
-            for a in linear.form(x, pu[:, None], top=False)
-            for b in linear.form(y, pv[:, None], top=False)
-        ]
-        c, d = (linear.constant(z, p[:, None], top=False) for z, p in ((x, pu), (y, pv)))
-        left, right = linear.form(x, pu[:, None], top=False), linear.form(y, pv[:, None], top=False)
-        parts += self.constant_parts(system, left, right, c, d, len(pu))
-        cells, coefs, seeds = joined(parts, len(pu))
+        parts: list[Terms] = []
+        for offset in range(offsets):
+            left, right = ((p * offsets + offset)[:, None] for p in (pu, pv))
+            forms = [linear.form(z, p, top=False) for z, p in ((x, left), (y, right))]
+            constants = [linear.constant(z, p, top=False) for z, p in ((x, left), (y, right))]
+            if any(linear.moving(z) for z in (x, y)):
+                parts.append(whole(self.second_moment(system, x, y, left[:, 0], right[:, 0])))
+                continue
+            parts += [self.pair(system, a, b) for a in forms[0] for b in forms[1]]
+            parts += self.constant_parts(system, forms[0], forms[1], constants[0], constants[1], len(pu))
+        cells, coefs, seeds, factors = joined(parts, len(pu))
+        if weight.sites:
+            alike = (pu % own_sites == pv % own_sites)[:, None]
+            coefs, seeds = np.where(alike, coefs, 0), np.where(alike, seeds, 0)
         own = linear.monomials.times(coefs, ratio)
-        seeds = np.asarray(self.seed_with(self.scale_seed(seeds, var), w, own), dtype=np.int64)
-        return cells, linear.monomials.times(coefs, var), seeds
+        scaled = elementwise(self.seeds.scaled, seeds, np.asarray(var))
+        seeds = elementwise(lambda seed, monomial: self.seeds.with_parameter(seed, w, monomial), scaled, own)
+        return cells, linear.monomials.times(coefs, var), seeds, factors
 
     def leaf(self, system: System, i: int, j: int, pu: Array, pv: Array) -> Array:
         """Inner products of the inputs' features."""
@@ -251,42 +301,68 @@ class Demand:
         return np.array([self.imports.get((side, int(c)), int(c)) for c in cells])
 
     def mean(self, u: int, sites: Array) -> Array:
-        """Same-input cells of E u at flat sites, for a vector that is not Gaussian."""
+        """Same-input cells of E u at flat sites."""
         table = self.same.table(("mean", u), (self.linear.size(u),))
         missing = np.unique(sites[table[sites] < 0])
         if len(missing) == 0:
             return table[sites]
-        if isinstance(self.linear.instructions[u], Nonlin):
+        if self.linear.nonlinear(u):
             for where, composite in self.composites(u):
                 inside = missing[np.isin(missing, where)]
                 if len(inside):
                     at = np.searchsorted(where, inside)
                     table[inside] = self.half(composite, at, u, inside)
-        else:
-            form = self.linear.form(u, missing[:, None])
-            parts = []
-            for term in form:
-                if not self.linear.gaussian(term.atom):
-                    means = self.mean(term.atom, term.sites.reshape(-1)).reshape(term.sites.shape)
-                    parts.append(self.outer(means, term.coef, 1, len(missing)))
-            for constant in self.linear.constant(u, missing[:, None]):
-                parts.append(self.outer(np.full((len(missing), 1), UNIT), 1, constant, len(missing)))
-            cells, coefs, seeds = joined(parts, len(missing))
-            out = self.same.new("mean", u, u, missing, missing)
-            self.same.emit(LinearEq(out, cells, coefs, np.zeros_like(seeds)), self.linear.depth(u))
-            table[missing] = out
+            return table[sites]
+        terms = self.mean_terms(u, missing)
+        keep = ((terms[0] != ZERO) & (terms[1] != 0)).any(axis=1)
+        table[missing[~keep]] = ZERO
+        if keep.any():
+            out = self.same.new("mean", u, u, missing[keep], missing[keep])
+            self.same.emit(linear_equation(out, tuple(t[keep] for t in terms)), self.linear.depth(u))
+            table[missing[keep]] = out
         return table[sites]
+
+    def mean_terms(self, u: int, sites: Array) -> Terms:
+        """E u of a vector that is linear in others."""
+        parts = []
+        if self.linear.scaled(u) or self.linear.moving(u):
+            for term in scaled_form(self.scalars, u, sites[:, None]):
+                unit = np.full(term.sites.shape, UNIT)
+                cells = unit if term.atom is None else self.mean(term.atom, term.sites.reshape(-1))
+                cells = np.where(term.factor == ZERO, ZERO, cells.reshape(term.sites.shape))
+                parts.append((cells, np.broadcast_to(term.coef, cells.shape), np.zeros_like(cells), term.factor))
+            return joined(parts, len(sites))
+        for term in self.linear.form(u, sites[:, None]):
+            if not self.linear.gaussian(term.atom):
+                means = self.mean(term.atom, term.sites.reshape(-1)).reshape(term.sites.shape)
+                parts.append(self.outer(means, term.coef, 1, len(sites)))
+        for constant in self.linear.constant(u, sites[:, None]):
+            parts.append(self.outer(np.full((len(sites), 1), UNIT), 1, constant, len(sites)))
+        return joined(parts, len(sites))
 
     def half(self, composite: Composite, at: Array, u: int, sites: Array) -> Array:
         """Same-input cells of E F: independent factors apart."""
         left = Side(composite, at)
         return expectation_cells(self, self.same, left, None, ("mean", u, u, sites, sites), self.linear.depth(u))
 
+    # ---- numbers of functions
+
+    def coefficient(self, coef: Coef, sites: Sites) -> Ids:
+        """A coefficient among a function's numbers."""
+        return self.scalars.numbers(coef, sites)
+
+    def shift_numbers(self, u: int, sites: Array) -> list[Ids]:
+        """The mean of a Gaussian among a function's numbers: monomials, or one cell where it depends on the input."""
+        if not self.linear.moving(u):
+            return [m if np.ndim(m) == 0 else m[:, 0] for m in self.linear.constant(u, sites[:, None])]
+        cells = self.mean(u, sites)
+        return [] if (cells == ZERO).all() else [-1 - cells]
+
     # ---- expectations
 
     def composites(self, u: int) -> list[tuple[Array, Composite]]:
         if u not in self.functions:
-            self.functions[u] = composites(self.linear, u)
+            self.functions[u] = composites(self, u)
         return self.functions[u]
 
     def sides(self, u: int, sites: Array) -> list[tuple[Array, Composite, Array]]:
@@ -313,12 +389,24 @@ class Demand:
                     table[pu[both], pv[both]] = cells
 
 
+def whole(cells: Array, factors: Array | None = None) -> Terms:
+    """One term for each moment: a cell, or a cell times another."""
+    ones = np.ones((len(cells), 1), dtype=np.int64)
+    return cells[:, None], ones, np.zeros_like(ones), ones if factors is None else factors[:, None]
+
+
 def joined(parts: list[Terms], count: int) -> Terms:
     """Terms of several sums side by side; terms that are 0 everywhere are left out."""
     parts = [p for p in parts if p[0].shape[1]]
     if not parts:
         empty = np.zeros((count, 0), dtype=np.int64)
-        return empty, empty, empty
-    cells, coefs, seeds = (np.concatenate([p[k] for p in parts], axis=1) for k in range(3))
-    keep = ((cells != ZERO) & ((coefs != 0) | (seeds != 0))).any(axis=0)
-    return cells[:, keep], coefs[:, keep], seeds[:, keep]
+        return empty, empty, empty, empty
+    cells, coefs, seeds, factors = (np.concatenate([p[k] for p in parts], axis=1) for k in range(4))
+    keep = ((cells != ZERO) & (factors != ZERO) & ((coefs != 0) | (seeds != 0))).any(axis=0)
+    return cells[:, keep], coefs[:, keep], seeds[:, keep], factors[:, keep]
+
+
+def linear_equation(out: Array, terms: tuple[Array, ...], side: str = "left") -> LinearEq:
+    """The equation of such sums, its factors of the input on one side; factors that are all 1 are none."""
+    cells, coefs, seeds, factors = terms
+    return LinearEq(out, cells, coefs, seeds, None if (factors == UNIT).all() else factors, side)

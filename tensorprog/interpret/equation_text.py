@@ -18,6 +18,7 @@ from tensorprog.interpret.composite import MULTIPLY, Call, Expr, Slot, Sum, Valu
 from tensorprog.interpret.equations import (
     UNIT,
     ZERO,
+    DataEq,
     Equation,
     ImportEq,
     JointEq,
@@ -27,10 +28,13 @@ from tensorprog.interpret.equations import (
     OneEq,
     PairEq,
     ProductEq,
+    ScalarEq,
     System,
 )
 from tensorprog.interpret.families import Line, base_of, letters, ranges, relative, symbolic, term
+from tensorprog.interpret.scalar_text import ScalarNames
 from tensorprog.interpret.system import Moments
+from tensorprog.ir import Input
 from tensorprog.show import Printer
 
 _PROPER = ("moment", "second")
@@ -59,6 +63,7 @@ class Writer:
         self.defining = {int(c): (e, i) for e in self.system.equations for i, c in enumerate(e.out)}
         self.alone = {int(c): (e, i) for e in m.demand.same.equations for i, c in enumerate(e.out)}
         self.over_sites = any(len(cells) > 1 for cells in m.cells)
+        self.scalars = ScalarNames(m.demand, printer, self.alone, self.coefficient, self.site)
 
     # ---- names
 
@@ -91,7 +96,8 @@ class Writer:
         kind, u, v, p, q = self.system.owners[cell]
         match kind:
             case "leaf":
-                features = self.m.demand.structure.inputs[u].features
+                read = self.m.demand.structure.inputs[u]
+                features = read.features if isinstance(read, Input) else 1
                 return f"⟨{self.input(u, p, 'L')}, {self.input(v, q, 'R')}⟩/{features}"
             case "left" | "right":
                 equation, i = self.defining[cell]
@@ -169,9 +175,10 @@ class Writer:
         equation, i = self.defining[cell]
         match equation:
             case LinearEq(cells=cells, coefs=coefs):
+                factors = self.factors(equation, i)
                 terms = [
-                    (self.coefficient(int(k)), self.cell(int(c)))
-                    for c, k in zip(cells[i], coefs[i], strict=True)
+                    (self.coefficient(int(k)), times(f, self.cell(int(c))))
+                    for c, k, f in zip(cells[i], coefs[i], factors, strict=True)
                     if k and c
                 ]
                 return self.combination(terms), ""
@@ -181,8 +188,14 @@ class Writer:
                 return " · ".join(self.cell(int(c)) for c in cells[i]), "independent factors"
             case JointEq():
                 return f"E[{' · '.join(self.sides(equation, i))}]", "Hermite series in two dimensions"
-            case OneEq() | MeanEq() | ImportEq() | LeafEq():
+            case OneEq() | MeanEq() | ImportEq() | LeafEq() | DataEq() | ScalarEq():
                 return self.cell(cell), ""
+
+    def factors(self, equation: LinearEq, i: int) -> list[str]:
+        """The scalars that multiply a sum's terms, "" where there is none."""
+        if equation.factors is None:
+            return [""] * equation.cells.shape[1]
+        return [self.scalars.name(int(f), equation.side[0].upper()) for f in equation.factors[i]]
 
     def expectation(self, phi: Elementwise, psi: Elementwise, cov: str, prime: str = "") -> str:
         if phi == psi:
@@ -238,9 +251,9 @@ class Writer:
     def _parts(self, equation: Equation, i: int) -> Iterator[tuple[float, str, int]]:
         match equation:
             case LinearEq(cells=cells, coefs=coefs):
-                for c, k in zip(cells[i].tolist(), coefs[i].tolist(), strict=True):
+                for c, k, f in zip(cells[i].tolist(), coefs[i].tolist(), self.factors(equation, i), strict=True):
                     if k and c > UNIT:
-                        yield self.coefficient(k), "", c
+                        yield self.coefficient(k), f, c
             case PairEq(phi=phi, psi=psi, cov=cov):
                 if cov[i] > UNIT:
                     yield 1.0, self.expectation(phi, psi, self.cell(int(cov[i])), "′"), int(cov[i])
@@ -253,7 +266,7 @@ class Writer:
                     for b in right:
                         if cov[i, a, b] > UNIT:
                             yield 1.0, self.slope(equation, i, int(cov[i, a, b])), int(cov[i, a, b])
-            case OneEq() | MeanEq() | ImportEq() | LeafEq():
+            case OneEq() | MeanEq() | ImportEq() | LeafEq() | DataEq() | ScalarEq():
                 return
 
     def slope(self, equation: JointEq, i: int, cov: int) -> str:
@@ -356,7 +369,7 @@ def scaled(coef: float, name: str) -> str:
     """coef · name; a bare constant by itself."""
     if name == "1":
         return f"{coef:.6g}"
-    return name if coef == 1 else f"{coef:.6g} {name}"
+    return {1.0: name, -1.0: f"-{name}"}.get(coef, f"{coef:.6g} {name}")
 
 
 def times(*factors: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tensorprog.functions.base import Elementwise
+from tensorprog.functions.frozen import Function
 from tensorprog.interpret.composite import Vectorial
 from tensorprog.interpret.linear import Linear
 
@@ -25,17 +26,26 @@ Array = np.ndarray
 
 @dataclass
 class LinearEq:
-    """out = Σ_k coef_k · cell_k; the NTK's tangent also gets Σ_k seed_k · cell_k, the parameters' own terms."""
+    """out = Σ_k coef_k · factor_k · cell_k; the NTK's tangent also gets Σ_k seed_k · cell_k, the parameters' own terms.
+
+    Factors are same-input cells of scalars (Moments, data) at the input on one side; None where all are 1.
+    """
 
     out: Array
     cells: Array
     coefs: Array
     seeds: Array
+    factors: Array | None = None
+    side: str = "left"
 
 
 @dataclass
 class PairEq:
-    """out = E φ(u) ψ(v), Var u and Var v cells of the same-input system, Cov(u, v) a cell of this one."""
+    """out = E φ(u) ψ(v), Var u and Var v cells of the same-input system, Cov(u, v) a cell of this one.
+
+    Numbers of functions, here and below, are positions of monomials, or -1 - cell for a cell of the same-input system: of
+    the left input for φ, of the right one for ψ.
+    """
 
     out: Array
     phi: Elementwise
@@ -98,6 +108,31 @@ class LeafEq:
 
 
 @dataclass
+class DataEq:
+    """out = an element of an input's data, in the same-input system."""
+
+    out: Array
+    input: int
+    sites: Array
+
+
+@dataclass
+class ScalarEq:
+    """out = all elements of fn(θ¹, …), in the same-input system, one row of `cells` and `numbers` a call.
+
+    `arguments`: by scalar, whether its elements are cells (else numbers of the program), and its shape; the function's own
+    numbers come last, `held` their shapes.
+    """
+
+    out: Array
+    fn: Function
+    arguments: tuple[tuple[bool, tuple[int, ...]], ...]
+    held: tuple[tuple[int, ...], ...]
+    cells: Array
+    numbers: Array
+
+
+@dataclass
 class JointEq:
     """out = E F(z) F̄(z) for up to four dependent Gaussians z with covariance cells `cov` (m, K, K).
 
@@ -114,9 +149,11 @@ class JointEq:
     cov: Array
     where: tuple[tuple[str, ...], ...]
     numbers: Array
+    right_numbers: int = 0
+    """How many of the numbers, the last ones, are those of F̄."""
 
 
-Equation = LinearEq | PairEq | OneEq | MeanEq | ProductEq | ImportEq | LeafEq | JointEq
+Equation = LinearEq | PairEq | OneEq | MeanEq | ProductEq | ImportEq | LeafEq | DataEq | ScalarEq | JointEq
 
 
 @dataclass

@@ -12,7 +12,19 @@ from typing import Protocol
 
 import numpy as np
 
-from tensorprog.interpret.composite import Composite, Expr, Slot, Vectorial, factors, multiply, remap, slots, unary
+from tensorprog.errors import NotIntegrated
+from tensorprog.interpret.composite import (
+    SAMPLED,
+    Composite,
+    Expr,
+    Slot,
+    Vectorial,
+    factors,
+    multiply,
+    remap,
+    slots,
+    unary,
+)
 from tensorprog.interpret.equations import ZERO, Array, JointEq, MeanEq, OneEq, PairEq, ProductEq, System
 from tensorprog.interpret.linear import Ids, Linear
 
@@ -107,7 +119,7 @@ class _Expectation:
     ):
         self.ask, self.system, self.label, self.key = ask, system, label, key
         self.numbers = left.numbers()
-        offset = len(self.numbers)
+        self.on_left = offset = len(self.numbers)
         count = len(left.composite.gaussians)
         self.nodes = [Node(*left.gaussian(i), True, False) for i in range(count)]
         self.left = _factors(left.composite.expr, {i: i for i in range(count)}, 0)
@@ -215,7 +227,8 @@ class _Expectation:
         right_side = None if whole_right is None else Vectorial(remap(whole_right, place, 0))
         numbers = self.stacked(tuple(range(len(self.numbers))))
         left_side = Vectorial(remap(whole_left, place, 0))
-        equation = JointEq(out, left_side, right_side, slots_of[0], slots_of[1], len(nodes), cov, where, numbers)
+        own = len(self.numbers) - self.on_left
+        equation = JointEq(out, left_side, right_side, slots_of[0], slots_of[1], len(nodes), cov, where, numbers, own)
         system.emit(equation, self.key)
         return out
 
@@ -237,10 +250,8 @@ class _Expectation:
         return np.stack(columns, axis=1).astype(np.int64) if columns else np.zeros((count, 0), dtype=np.int64)
 
     def refuse(self, count: int) -> Exception:
-        return self.ask.linear.refuse(
-            self.label[1], f"it depends on {count} Gaussians that are not independent; up to two a side are integrated",
-            "split it into products of functions of independent vectors, or use tp.apply",
-        )  # fmt: skip
+        why = f"it depends on {count} Gaussians that are not independent; up to two a side are integrated"
+        return self.ask.linear.refuse(self.label[1], why, SAMPLED, NotIntegrated)
 
 
 def _factors(expr: Expr, place: dict[int, int], offset: int) -> list[Expr]:

@@ -8,17 +8,20 @@ monomials in the program's numbers, known by their position in a registry and ev
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.errors import problem
+from tensorprog.errors import ProgramError, problem
+from tensorprog.functions.degree import coefficients, degree
+from tensorprog.functions.frozen import Function
 from tensorprog.ir import (
     BiasVector,
     Coef,
+    DataScalar,
     Dim,
     Gather,
     Inner,
@@ -30,6 +33,7 @@ from tensorprog.ir import (
     Nonlin,
     Num,
     ScalarFn,
+    ScalarType,
     Sites,
     SiteSum,
     Structure,
@@ -40,6 +44,19 @@ from tensorprog.show import Printer
 
 Ids = Any
 """A registry position, or an int array of them over sites."""
+
+
+def elementwise(function: Callable[[int, int], int], left: Ids, right: Ids) -> np.ndarray:
+    """function(left, right) of broadcast arrays of registry positions, called once for each pair that occurs."""
+    left, right = np.broadcast_arrays(left, right)
+    if left.size == 0:
+        return np.zeros(left.shape, dtype=np.int64)
+    if (left == left.flat[0]).all() and (right == right.flat[0]).all():
+        return np.full(left.shape, function(int(left.flat[0]), int(right.flat[0])), dtype=np.int64)
+    base = int(right.max()) + 1
+    pairs, inverse = np.unique(left.astype(np.int64) * base + right, return_inverse=True)
+    found = [function(int(pair // base), int(pair % base)) for pair in pairs]
+    return np.array(found, dtype=np.int64)[inverse].reshape(left.shape)
 
 
 class Monomials:
@@ -74,7 +91,7 @@ class Monomials:
         """Products of positions, elementwise where they are arrays."""
         if np.ndim(left) == 0 and np.ndim(right) == 0:
             return self.multiply(int(left), int(right))
-        return np.asarray(np.frompyfunc(self.multiply, 2, 1)(left, right), dtype=np.int64)
+        return elementwise(self.multiply, left, right)
 
     def values(self, leaves: Sequence[Any], dtype: Any) -> Any:
         """All monomials' values, one array."""
@@ -108,11 +125,17 @@ class Term:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a vector from its history."""
+    """What is known of a vector from its history.
+
+    `scaled`: scalars of the program (Moments, data) multiply its terms, down to the next named vector; `moving`: they are
+    in the constant part of a Gaussian.
+    """
 
     gaussian: bool
     sources: frozenset[tuple[str, int]]
     depth: int
+    scaled: bool = False
+    moving: bool = False
 
 
 class Linear:
@@ -124,9 +147,30 @@ class Linear:
         self.types = list(structure.types)
         self.monomials = Monomials()
         self.sums: dict[tuple[LinComb, Sites], int] = {}
-        self.facts: list[Facts] = []
+        self.facts: dict[int, Facts] = {}
         for position in range(len(self.instructions)):
-            self.facts.append(self._facts(position))
+            self._affine(position)
+            self.facts[position] = self._facts(position)
+
+    def _affine(self, position: int) -> None:
+        """A Nonlin that is affine in its vectors, given its scalars, is a linear combination with scalar coefficients."""
+        instruction = self.instructions[position]
+        if not isinstance(instruction, Nonlin) or instruction.over is not None or instruction.numbers:
+            return
+        vectors, scalars = instruction.vectors, instruction.scalars
+        if all(isinstance(s, Num) for s in scalars) or degree(instruction.fn, len(vectors), len(scalars), ()) != 1:
+            return
+        sites = np.broadcast_shapes(*(self.structure.scalar_sites(s) for s in scalars))
+        slopes, offset = coefficients(instruction.fn, len(vectors))
+
+        def scalar(fn: Function) -> Coef:
+            self.instructions.append(ScalarFn(fn, (), scalars))
+            self.types.append(ScalarType(sites))
+            self.facts[len(self.types) - 1] = self._facts(len(self.types) - 1)
+            return Coef(1.0, (len(self.types) - 1,))
+
+        terms = tuple((scalar(fn), x) for fn, x in zip(slopes, vectors, strict=True))
+        self.instructions[position] = LinComb(terms, (scalar(offset),))
 
     # ---- facts about a vector
 
@@ -153,12 +197,27 @@ class Linear:
             self.sums[key] = len(self.instructions)
             self.instructions.append(together)
             self.types.append(VectorType(sites, first.dim, first.space))
-            self.facts.append(self._facts(self.sums[key]))
+            self.facts[self.sums[key]] = self._facts(self.sums[key])
+        return self.sums[key]
+
+    def nothing(self, like: int) -> int:
+        """The zero vector, as a Gaussian: what a padded place holds."""
+        first = self.types[like]
+        assert isinstance(first, VectorType), "only vectors are padded"
+        key = (LinComb(()), (0,))
+        if key not in self.sums:
+            self.sums[key] = len(self.instructions)
+            self.instructions.append(LinComb(()))
+            self.types.append(VectorType((), first.dim, first.space))
+            self.facts[self.sums[key]] = self._facts(self.sums[key])
         return self.sums[key]
 
     def gaussian(self, position: int) -> bool:
         """Whether the vector is Gaussian plus a constant: no Nonlin before the next matrix."""
         return self.facts[position].gaussian
+
+    def nonlinear(self, position: int) -> bool:
+        return isinstance(self.instructions[position], Nonlin)
 
     def sources(self, position: int) -> frozenset[tuple[str, int]]:
         """The random things in a vector's history."""
@@ -167,6 +226,14 @@ class Linear:
     def depth(self, position: int) -> int:
         """How many equations deep a vector lies: boundaries and matrices on the longest way down."""
         return self.facts[position].depth
+
+    def scaled(self, position: int) -> bool:
+        """Whether scalars of the program multiply the vector's terms."""
+        return self.facts[position].scaled
+
+    def moving(self, position: int) -> bool:
+        """Whether the constant part of a Gaussian depends on the input."""
+        return self.facts[position].moving
 
     def _facts(self, position: int) -> Facts:
         instruction = self.instructions[position]
@@ -180,26 +247,43 @@ class Linear:
                 return Facts(True, sources | {("bias", bias)}, depth)
             case InputVector():
                 return Facts(True, sources, depth)
-            case LinComb() | Gather() | SiteSum():
-                return Facts(all(f.gaussian for f in below), sources, depth)
-            case Nonlin() | Moment() | Inner() | ScalarFn():
+            case LinComb(terms=terms, constants=constants):
+                parts = [x for _, x in terms]
+                factors = [any(isinstance(f, int) for f in c.factors) for c in (*(c for c, _ in terms), *constants)]
+                return self._linear_facts(parts, sources, depth, any(factors), any(factors[len(terms) :]))
+            case Gather(xs=xs):
+                return self._linear_facts(list(xs), sources, depth, False, False)
+            case SiteSum(x=x):
+                return self._linear_facts([x], sources, depth, False, False)
+            case Nonlin() | Moment() | Inner() | ScalarFn() | DataScalar():
                 return Facts(False, sources, depth)
             case _ as never:
                 assert_never(never)
 
+    def _linear_facts(
+        self, parts: list[int], sources: frozenset[tuple[str, int]], depth: int, own: bool, shifted: bool
+    ) -> Facts:
+        facts = [self.facts[x] for x in parts]
+        gaussian = all(f.gaussian for f in facts)
+        # Scalars count where they are met on the way down to the next name, and so does a mean that moves.
+        scaled = own or any(f.moving or (f.scaled and not self.boundary(x)) for f, x in zip(facts, parts, strict=True))
+        moving = gaussian and (shifted or any(f.moving for f in facts) or (own and any(map(self.shifted, parts))))
+        return Facts(gaussian, sources, depth, scaled, moving)
+
+    def shifted(self, position: int) -> bool:
+        """Whether a Gaussian has a constant part somewhere."""
+        return self.gaussian(position) and (
+            self.moving(position) or bool(self.constant(position, np.arange(self.size(position))[:, None]))
+        )
+
     # ---- coefficients
 
     def coef(self, coef: Coef, sites: Sites) -> Ids:
-        """A coefficient's registry positions: one, or one for each flat site."""
+        """The registry positions of a coefficient without its scalars: one, or one for each flat site."""
         constant = self.monomials.add(coef.constant, ())
         for factor in coef.factors:
-            if not isinstance(factor, Num):
-                raise self.refuse(
-                    factor, "a scalar of the program (a Moment, or a function of one) is a coefficient here",
-                    "the recursion takes programs whose Nonlins act on Gaussian vectors; this one has "
-                    "tp.ntk(…, method='backward'), and its Moments tp.limit",
-                )  # fmt: skip
-            constant = self.monomials.times(constant, self.number(factor, sites))
+            if isinstance(factor, Num):
+                constant = self.monomials.times(constant, self.number(factor, sites))
         return constant
 
     def number(self, num: Num, sites: Sites) -> Ids:
@@ -217,10 +301,10 @@ class Linear:
             return self.monomials.one
         return self.monomials.add(1.0, ((nums[str(rows)].index, 0, 1), (nums[str(cols)].index, 0, -1)))
 
-    def refuse(self, position: int, why: str, remedy: str) -> Exception:
+    def refuse(self, position: int, why: str, remedy: str, kind: type[ProgramError] = ProgramError) -> ProgramError:
         printer = Printer(self.structure, [None] * len(self.structure.numbers))
         text = printer.expression(position, top=self.structure.names[position] is None)
-        return problem(self.structure.line(position), text, why, remedy)
+        return problem(self.structure.line(position), text, why, remedy, kind)
 
     # ---- the forms
 
@@ -231,7 +315,7 @@ class Linear:
 
     def form(self, position: int, sites: np.ndarray, coef: Ids = 1, *, top: bool = True) -> list[Term]:
         """The linear form of a vector at flat sites (P, r); `top` opens the vector itself though it has a name."""
-        if (self.boundary(position) and not top) or isinstance(self.instructions[position], Nonlin):
+        if ((self.boundary(position) or self.scaled(position)) and not top) or self.nonlinear(position):
             return [Term(position, sites, coef, opened=False)]
         match self.instructions[position]:
             case InputVector() | BiasVector() | MatMul():
@@ -258,7 +342,7 @@ class Linear:
 
     def constant(self, position: int, sites: np.ndarray, coef: Ids = 1, *, top: bool = True) -> list[Ids]:
         """Monomials whose sum is the constant part of the form at flat sites (P, r), to be summed over r."""
-        if self.boundary(position) and not top and not self.gaussian(position):
+        if (self.boundary(position) or self.scaled(position)) and not top and not self.gaussian(position):
             return []
         match self.instructions[position]:
             case BiasVector(bias=bias):

@@ -7,6 +7,7 @@ is again an expectation. Same-input quantities have no tangent (docs/theory.md).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.functions import base
+from tensorprog.functions.base import Elementwise
 from tensorprog.functions.crossing import crossing
 from tensorprog.functions.joint import Onto, Partial, joint
 from tensorprog.interpret.plan import Group, Plan, Run
-from tensorprog.loops import whole
+from tensorprog.loops import mapped, whole
 
 Array = jax.Array
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -84,7 +86,7 @@ def evaluate(
         else:
             for group in step:
                 buffer = _group(group, group.arrays, context, buffer, deltas)
-    rows = np.array([plan.row_of[int(cell)] for cell in plan.keep], dtype=np.int32)
+    rows = plan.row_of[plan.keep].astype(np.int32)
     return jax.tree.map(lambda a: a[rows], buffer)
 
 
@@ -150,36 +152,98 @@ def _weighted(coefs: Array, values: Array) -> Array:
 def _linear(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
     cells = arrays["cells"]
     coefs = context.monomials[arrays["coefs"]]
+    return _sum(cells, coefs, arrays["seeds"], context, buffer)
+
+
+def _scaled(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
+    """A sum whose coefficients are scalars of the input on one side."""
+    side = group.form[1]  # type: ignore[index]
+    value, error = _own(context, buffer, arrays["factors"], side)
+    coefs = _spread(context.monomials[arrays["coefs"]], value)
+    moved = None if error is None else jnp.abs(coefs) * error
+    return _sum(arrays["cells"], coefs * value, arrays["seeds"], context, buffer, moved)
+
+
+def _own(context: Context, buffer: Buffer, rows: Any, side: str) -> tuple[Array, Array | None]:
+    """Same-input cells (m, K) and their errors, against this system's pairs."""
+    known = context.left if side == "left" else context.right
+    if known is None:
+        return buffer.value[rows], None if buffer.error is None else buffer.error[rows]
+
+    def spread(values: Array) -> Array:
+        found = values[rows]  # (m, K, n)
+        if context.matched:
+            return found
+        return found[..., :, None] if side == "left" else found[..., None, :]
+
+    return spread(known.value), None if known.error is None else spread(known.error)
+
+
+def _sum(cells: Any, coefs: Array, seeds: Any, context: Context, buffer: Buffer, moved: Array | None = None) -> Result:
+    """Σ_k coef_k · cell_k with coefficients (m, K) or (m, K, *pairs); `moved` bounds the coefficients' own errors."""
     values = buffer.value[cells]
     value = _weighted(coefs, values)
     tangent = error = tangent_error = None
     epsilon = 4 * jnp.finfo(value.dtype).eps
     if buffer.error is not None:
         error = _weighted(jnp.abs(coefs), buffer.error[cells]) + epsilon * _weighted(jnp.abs(coefs), jnp.abs(values))
+        if moved is not None:
+            error = error + _weighted(moved, jnp.abs(values))
     if buffer.tangent is not None and context.seeds is not None:
-        seeds = context.seeds[arrays["seeds"]]
+        own = context.seeds[seeds]
         tangents = buffer.tangent[cells]
-        tangent = _weighted(coefs, tangents) + _weighted(seeds, values)
+        tangent = _weighted(coefs, tangents) + _weighted(own, values)
         if buffer.tangent_error is not None and buffer.error is not None:
-            sizes = _weighted(jnp.abs(coefs), jnp.abs(tangents)) + _weighted(jnp.abs(seeds), jnp.abs(values))
+            sizes = _weighted(jnp.abs(coefs), jnp.abs(tangents)) + _weighted(jnp.abs(own), jnp.abs(values))
             tangent_error = _weighted(jnp.abs(coefs), buffer.tangent_error[cells])
-            tangent_error += _weighted(jnp.abs(seeds), buffer.error[cells]) + epsilon * sizes
+            tangent_error += _weighted(jnp.abs(own), buffer.error[cells]) + epsilon * sizes
+            if moved is not None:
+                tangent_error = tangent_error + _weighted(moved, jnp.abs(tangents))
     return value, tangent, error, tangent_error
 
 
-def _numbers(group: Group, ids: Any, monomials: Array) -> tuple[Array, ...]:
-    """Numbers of a group's functions: 0-d where the whole group shares them, else (m,) to be mapped over."""
-    own = ids[0] if group.uniform else ids
-    return tuple(monomials[own[..., k]] for k in range(ids.shape[-1]))
+def _numbers(
+    group: Group, arrays: dict[str, Any], name: str, context: Context, buffer: Buffer, side: str
+) -> tuple[Array, ...]:
+    """Numbers of a group's functions: 0-d where the whole group shares them, (m,) where equations have their own,
+    (m, *pairs) where they are scalars of the input."""
+    ids = arrays[name]
+    own: tuple[bool, ...] = group.form[-1]  # type: ignore[index]
+    if name == "psi_numbers":
+        own = own[len(own) - ids.shape[-1] :]
+    found = []
+    for k in range(ids.shape[-1]):
+        if own[k]:
+            found.append(_own(context, buffer, ids[..., k : k + 1], side)[0][:, 0])
+        else:
+            found.append(context.monomials[ids[0, k] if group.uniform else ids[..., k]])
+    return tuple(found)
 
 
 def _mapped(group: Group, call: Any, arguments: Sequence[Array], *more: Any) -> Any:
-    """call(*arguments, *more), mapped over the group's equations where they have numbers of their own."""
-    return call(*arguments, *more) if group.uniform else jax.vmap(call)(*arguments, *more)
+    """call(*arguments, *more), mapped over the group's equations where they have numbers of their own, over all of its
+    equations and pairs where inputs have."""
+    if group.uniform:
+        return call(*arguments, *more)
+    if not any(group.form[-1]):  # type: ignore[index]
+        return jax.vmap(call)(*arguments, *more)
+    numbers = [n for own in more for n in own]
+    rank = max(n.ndim for n in numbers)  # scalars of the inputs have all axes
+    lead = jnp.broadcast_shapes(*(jnp.shape(a)[:rank] for a in jax.tree.leaves((arguments, numbers))))
+
+    def flat(x: Array) -> Array:
+        x = x.reshape(*x.shape, *(1,) * (rank - x.ndim))
+        return jnp.broadcast_to(x, (*lead, *x.shape[rank:])).reshape(-1, *x.shape[rank:])
+
+    items = jax.tree.map(flat, (*arguments, *more))
+    # Series and quadrature choose by values, which only a loop can; closed forms are vectorised.
+    closed = all(isinstance(f, Elementwise) and f.form is not None for f in group.form[1:3])  # type: ignore[index]
+    found = jax.vmap(call)(*items) if closed else mapped(lambda item: call(*item), items)
+    return jax.tree.map(lambda x: x.reshape(lead), found)
 
 
 def _pair(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
-    _, phi, psi = group.form  # type: ignore[misc]
+    _, phi, psi, _ = group.form  # type: ignore[misc]
     cov = buffer.value[arrays["cov"]]
     given = None
     if context.left is None or context.right is None:
@@ -195,7 +259,7 @@ def _pair(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer
         if context.valid is not None:
             cov = jnp.where(context.valid, cov, 0.0)
     itself = jnp.asarray(arrays["left"] == arrays["right"])[:, None] if context.matched else None
-    numbers = [_numbers(group, arrays[name], context.monomials) for name in ("phi_numbers", "psi_numbers")]
+    numbers = _both_numbers(group, arrays, context, buffer)
     roads = partial(base.expect_slope, phi, psi), partial(base.expect_error, phi, psi)
     # What one Gaussian is with itself is done below; here it is made harmless.
     apart = cov if itself is None else jnp.where(itself, 0.0, cov)
@@ -209,24 +273,31 @@ def _pair(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer
     return tuple(None if x is None else jnp.where(itself, x, y) for x, y in zip(alike, result, strict=True))  # type: ignore[return-value]
 
 
+def _both_numbers(
+    group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    phi = _numbers(group, arrays, "phi_numbers", context, buffer, "left")
+    return phi, _numbers(group, arrays, "psi_numbers", context, buffer, "right")
+
+
 def _known(context: Context, side: str, table: Any, lines: Any) -> Any:
     """Lines of a table of sides, spread over pairs."""
     return jax.tree.map(lambda x: context.spread(x[lines], side), table)
 
 
 def _one(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
-    _, phi, psi = group.form  # type: ignore[misc]
+    _, phi, psi, _ = group.form  # type: ignore[misc]
     var = buffer.value[arrays["var"]]
-    numbers = [_numbers(group, arrays[name], context.monomials) for name in ("phi_numbers", "psi_numbers")]
+    numbers = _both_numbers(group, arrays, context, buffer)
     moved = [] if buffer.error is None else [(var + buffer.error[arrays["var"]],)]
     roads = partial(base.expect_one_slope, phi, psi), partial(base.expect_one_error, phi, psi)
     return _expectation(group, roads, [(var,), *moved], numbers, buffer, arrays["var"])
 
 
 def _mean(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
-    _, phi = group.form  # type: ignore[misc]
+    _, phi, _ = group.form  # type: ignore[misc]
     var = buffer.value[arrays["var"]]
-    numbers = _numbers(group, arrays["phi_numbers"], context.monomials)
+    numbers = _numbers(group, arrays, "phi_numbers", context, buffer, "left")
     if buffer.error is None:
         return _mapped(group, partial(base.mean, phi), (var,), numbers), None, None, None
     value, own = _mapped(group, partial(base.mean_error, phi), (var,), numbers)
@@ -339,7 +410,7 @@ def _leaf(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer
 
 
 def _joint(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
-    _, left, right, left_slots, right_slots, count, where = group.form  # type: ignore[misc]
+    _, left, right, left_slots, right_slots, count, where, _ = group.form  # type: ignore[misc]
     cells = arrays["joint"]
 
     def entry(i: int, j: int) -> Array:
@@ -349,7 +420,7 @@ def _joint(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffe
         known = context.left if place == "left" else context.right
         return context.spread(known.value[cells[:, i, j]], place)
 
-    numbers = _numbers(group, arrays["numbers"], context.monomials)
+    numbers = sum(_both_numbers(group, arrays, context, buffer), ())
     slots = (left_slots, right_slots)
     if right is not None and not set(left_slots) & set(right_slots):
         # Two sides: a series in the canonical correlations between them.
@@ -399,8 +470,44 @@ def _joint(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffe
     return value, tangent, error, tangent_error
 
 
+def _data(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
+    x = context.inputs[0][group.form[1]]  # type: ignore[index]
+    return x.reshape(x.shape[0], -1).T[arrays["sites"]], None, None, None
+
+
+def _scalar(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
+    """Functions of whole arrays of scalars, one call a row and an input."""
+    _, fn, arguments, held = group.form  # type: ignore[misc]
+    cells, ids = arrays["calls"], arrays["monomials"]
+
+    def call(cells: Array, numbers: Array) -> Array:
+        parts, places = {True: cells, False: numbers}, {True: 0, False: 0}
+
+        def take(is_cell: bool, shape: tuple[int, ...]) -> Array:
+            start = places[is_cell]
+            places[is_cell] = start + math.prod(shape)
+            return parts[is_cell][start : places[is_cell]].reshape(shape)
+
+        own = [take(*argument) for argument in arguments]
+        found = fn(*own, numbers=tuple(take(False, shape) for shape in held))
+        return jnp.asarray(found, cells.dtype).reshape(-1)
+
+    inputs = jax.vmap(call, in_axes=(1, None), out_axes=1)  # cells (K, n), numbers (L,)
+    values, numbers = buffer.value[cells], context.monomials[ids]
+    value = jax.vmap(inputs)(values, numbers)
+    error = None
+    if buffer.error is not None:
+        slopes = jax.vmap(jax.vmap(jax.jacfwd(call), in_axes=(1, None), out_axes=2))(values, numbers)
+        moved = jnp.einsum("qmkn,qkn->qmn", jnp.abs(slopes), buffer.error[cells])
+        error = (moved + 16 * jnp.finfo(value.dtype).eps * jnp.abs(value)).reshape(-1, value.shape[-1])
+    return value.reshape(-1, value.shape[-1]), None, error, None
+
+
 _RULES = {
     "linear": _linear,
+    "scaled": _scaled,
+    "data": _data,
+    "scalar": _scalar,
     "pair": _pair,
     "one": _one,
     "mean": _mean,

@@ -19,8 +19,8 @@ from tensorprog.functions import base
 from tensorprog.functions.base import Elementwise
 from tensorprog.interpret.equations import (
     UNIT,
-    ZERO,
     Array,
+    DataEq,
     Equation,
     ImportEq,
     JointEq,
@@ -30,6 +30,7 @@ from tensorprog.interpret.equations import (
     OneEq,
     PairEq,
     ProductEq,
+    ScalarEq,
     System,
 )
 
@@ -65,13 +66,14 @@ class Plan:
 
     steps: tuple[tuple[Group, ...] | Run, ...]
     rows: int
-    row_of: dict[int, int]
+    row_of: Array
     keep: Array
 
     def kept(self, cells: Array) -> Array:
         """Positions of cells among the kept ones."""
-        place = {int(cell): i for i, cell in enumerate(self.keep)}
-        return np.array([place[int(cell)] for cell in cells.reshape(-1)], dtype=np.int32).reshape(cells.shape)
+        place = np.searchsorted(self.keep, cells)
+        assert (self.keep[place] == cells).all(), "a cell is kept that somebody reads"
+        return place.astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,16 @@ class Tables:
     def of(system: System) -> Tables:
         rows: dict[Elementwise, dict[tuple[int, ...], int]] = {}
         for e in system.equations:
-            if isinstance(e, PairEq) and base.general_road(e.phi, e.psi):
+            if isinstance(e, PairEq) and tabulated(e.phi, e.psi, e.phi_numbers, e.psi_numbers):
                 for fn, cells, numbers in ((e.phi, e.left, e.phi_numbers), (e.psi, e.right, e.psi_numbers)):
                     table = rows.setdefault(fn, {})
-                    for line in np.column_stack([cells, numbers]).tolist():
+                    for line in np.unique(np.column_stack([cells, numbers]), axis=0).tolist():
                         table.setdefault(tuple(line), len(table))
         return Tables(rows)
 
     def find(self, fn: Elementwise, cells: Array, numbers: Array) -> Array:
-        return np.array([self.rows[fn][tuple(line)] for line in np.column_stack([cells, numbers]).tolist()])
+        lines, inverse = np.unique(np.column_stack([cells, numbers]), axis=0, return_inverse=True)
+        return np.array([self.rows[fn][tuple(line)] for line in lines.tolist()])[inverse.reshape(-1)]
 
     def sides(self, same: Plan, values: jax.Array, monomials: jax.Array, *, slope: bool) -> list[Any]:
         """The tables for n inputs, leading axes (lines, n), in the order of `rows`."""
@@ -112,27 +115,48 @@ class Tables:
         return list(self.rows).index(fn)
 
 
+def tabulated(phi: Elementwise, psi: Elementwise, *numbers: Array) -> bool:
+    """Whether a pair expectation reads tables; functions with numbers of one input's own have none."""
+    return base.general_road(phi, psi) and not any((n < 0).any() for n in numbers)
+
+
+def own_numbers(*numbers: Array) -> tuple[bool, ...]:
+    """Which columns of numbers are cells: they differ from input to input."""
+    return tuple(bool((column < 0).any()) for array in numbers for column in array.T)
+
+
 def form_and_arrays(equation: Equation) -> tuple[Hashable, dict[str, Array]]:
     """What must agree in a group, and what is concatenated."""
     match equation:
-        case LinearEq(cells=cells, coefs=coefs, seeds=seeds):
+        case LinearEq(cells=cells, coefs=coefs, seeds=seeds, factors=None):
             return ("linear",), {"cells": cells, "coefs": coefs, "seeds": seeds}
+        case LinearEq(cells=cells, coefs=coefs, seeds=seeds, factors=factors, side=side):
+            assert factors is not None, "the case without factors stands above"
+            return ("scaled", side), {"cells": cells, "coefs": coefs, "seeds": seeds, "factors": factors}
         case PairEq(phi=phi, psi=psi) as e:
             arrays = {"cov": e.cov, "left": e.left, "right": e.right}
-            return ("pair", phi, psi), {**arrays, "phi_numbers": e.phi_numbers, "psi_numbers": e.psi_numbers}
+            own = own_numbers(e.phi_numbers, e.psi_numbers)
+            return ("pair", phi, psi, own), {**arrays, "phi_numbers": e.phi_numbers, "psi_numbers": e.psi_numbers}
         case OneEq(phi=phi, psi=psi) as e:
-            return ("one", phi, psi), {"var": e.var, "phi_numbers": e.phi_numbers, "psi_numbers": e.psi_numbers}
+            own = own_numbers(e.phi_numbers, e.psi_numbers)
+            return ("one", phi, psi, own), {"var": e.var, "phi_numbers": e.phi_numbers, "psi_numbers": e.psi_numbers}
         case MeanEq(phi=phi) as e:
-            return ("mean", phi), {"var": e.var, "phi_numbers": e.phi_numbers}
+            return ("mean", phi, own_numbers(e.phi_numbers)), {"var": e.var, "phi_numbers": e.phi_numbers}
         case ProductEq(cells=cells):
             return ("product", cells.shape[1]), {"cells": cells}
         case ImportEq(side=side, cells=cells):
             return ("import", side), {"source": cells}
         case LeafEq() as e:
             return ("leaf", e.left, e.right), {"left_sites": e.left_sites, "right_sites": e.right_sites}
+        case DataEq(input=index, sites=sites):
+            return ("data", index), {"sites": sites}
+        case ScalarEq() as e:
+            return ("scalar", e.fn, e.arguments, e.held), {"calls": e.cells, "monomials": e.numbers}
         case JointEq() as e:
             form = ("joint", e.left, e.right, e.left_slots, e.right_slots, e.count, e.where)
-            return form, {"joint": e.cov, "numbers": e.numbers}
+            first = e.numbers.shape[1] - e.right_numbers
+            arrays = {"joint": e.cov, "phi_numbers": e.numbers[:, :first], "psi_numbers": e.numbers[:, first:]}
+            return (*form, own_numbers(e.numbers)), arrays
         case _ as never:
             assert_never(never)
 
@@ -140,9 +164,10 @@ def form_and_arrays(equation: Equation) -> tuple[Hashable, dict[str, Array]]:
 def own_cells(system: str, form: Hashable, arrays: dict[str, Array]) -> Array:
     """Cells of its own system that an equation reads."""
     assert isinstance(form, tuple), "a form is a tuple"
-    own = [arrays[name].reshape(-1) for name in ("cells", "cov", "var") if name in arrays]
-    if system == "same" and form[0] == "pair":
-        own += [arrays["left"], arrays["right"]]
+    own = [arrays[name].reshape(-1) for name in ("cells", "cov", "var", "calls") if name in arrays]
+    if system == "same":
+        own += [arrays[name].reshape(-1) for name in ("factors", "left", "right") if name in arrays]
+        own += [-1 - a[a < 0] for name, a in arrays.items() if name.endswith("numbers")]
     if form[0] == "joint":
         where = np.array(form[6])
         mask = np.ones_like(where, dtype=bool) if system == "same" else where == "own"
@@ -152,17 +177,14 @@ def own_cells(system: str, form: Hashable, arrays: dict[str, Array]) -> Array:
 
 def levels(system: System) -> list[list[Equation]]:
     """Equations by level: by key, and within a key by what they read."""
-    place: dict[int, tuple[int, int]] = {}
-    result: dict[tuple[int, int], list[Equation]] = {}
+    deep = 1 << 32
+    place = np.full(len(system.owners), -deep, dtype=np.int64)  # key · 2³² + depth within the key
+    result: dict[int, list[Equation]] = {}
     for equation, key in zip(system.equations, system.keys, strict=True):
         form, arrays = form_and_arrays(equation)
-        level = (key, 0)
-        for cell in np.unique(own_cells(system.name, form, arrays)):
-            if cell in place:
-                below = place[int(cell)]
-                level = max(level, (below[0], below[1] + 1))
-        for cell in equation.out:
-            place[int(cell)] = level
+        below = own_cells(system.name, form, arrays)
+        level = max(key * deep, int(place[below].max(initial=-deep)) + 1)
+        place[equation.out] = level
         result.setdefault(level, []).append(equation)
     return [result[level] for level in sorted(result)]
 
@@ -204,30 +226,29 @@ def _repeats(signatures: Sequence[Hashable], start: int, longest: int = 12) -> t
 
 
 def _rows(
-    merged: list[list[tuple[Hashable, dict[str, Array]]]], system: str, keep: Array
-) -> tuple[dict[int, int], int]:
+    merged: list[list[tuple[Hashable, dict[str, Array]]]], system: str, keep: Array, cells: int
+) -> tuple[Array, int]:
     """A row for each cell, used again after the level of the cell's last reader."""
-    last: dict[int, int] = {}
+    last = np.full(cells, -1)
     for index, level in enumerate(merged):
         for form, arrays in level:
-            for cell in own_cells(system, form, arrays).tolist():
-                last[cell] = index
-    for cell in keep.tolist():
-        last[int(cell)] = len(merged)
-    row_of = {ZERO: 0, UNIT: 1}
-    free: list[int] = []
+            last[own_cells(system, form, arrays)] = index
+    last[keep] = len(merged)
+    rows = np.zeros(cells, dtype=np.int64)
+    rows[UNIT] = 1
+    free = np.zeros(0, dtype=np.int64)
     count = FIRST_ROW
-    ending: dict[int, list[int]] = {}
+    ending: dict[int, list[Array]] = {}
     for index, level in enumerate(merged):
-        free += ending.pop(index - 1, [])
-        for _, arrays in level:
-            for cell in arrays["out"].tolist():
-                if free:
-                    row_of[cell] = free.pop(0)
-                else:
-                    row_of[cell], count = count, count + 1
-                ending.setdefault(max(last.get(cell, index), index), []).append(row_of[cell])
-    return row_of, count
+        free = np.concatenate([free, *ending.pop(index - 1, [])])
+        out = np.concatenate([arrays["out"] for _, arrays in level])
+        fresh = max(0, len(out) - len(free))
+        rows[out] = np.concatenate([free[: len(out) - fresh], np.arange(count, count + fresh)])
+        free, count = free[len(out) - fresh :], count + fresh
+        ends = np.maximum(last[out], index)
+        for end in np.unique(ends):
+            ending.setdefault(int(end), []).append(rows[out[ends == end]])
+    return rows, count
 
 
 def plan(system: System, keep: Array, exported: Plan | None = None, tables: Tables | None = None) -> Plan:
@@ -235,10 +256,7 @@ def plan(system: System, keep: Array, exported: Plan | None = None, tables: Tabl
     plan `exported`, and `tables`."""
     keep = np.unique(keep).astype(np.int64)
     merged = [_merge(level) for level in levels(system)]
-    row_of, count = _rows(merged, system.name, keep)
-    rows = np.zeros(len(system.owners), dtype=np.int64)
-    for cell, row in row_of.items():
-        rows[cell] = row
+    rows, count = _rows(merged, system.name, keep, len(system.owners))
     ready = [tuple(_resolve(f, a, system.name, rows, exported, tables) for f, a in level) for level in merged]
     signatures = [tuple((g.form, g.uniform) for g in level) for level in ready]
     steps: list[tuple[Group, ...] | Run] = []
@@ -251,7 +269,7 @@ def plan(system: System, keep: Array, exported: Plan | None = None, tables: Tabl
             period, repeats = 1, 1
             steps.append(ready[start])
         start += period * repeats
-    return Plan(tuple(steps), count, row_of, keep)
+    return Plan(tuple(steps), count, rows, keep)
 
 
 def _resolve(
@@ -259,14 +277,19 @@ def _resolve(
 ) -> Group:
     """Cells to rows of this system's buffer, or to positions among the same-input system's kept cells."""
     assert isinstance(form, tuple), "a form is a tuple"
+    alone = (lambda cells: rows[cells]) if exported is None else exported.kept
     result = {"ids": arrays["out"], **arrays}
-    for name in ("out", "cells", "cov", "var"):
+    for name in ("out", "cells", "cov", "var", "calls"):
         if name in arrays:
             result[name] = rows[arrays[name]]
+    for name in ("left", "right", "factors"):
+        if name in arrays:
+            result[name] = alone(arrays[name])
+    numbers = {name: a for name, a in arrays.items() if name.endswith("numbers")}
+    for name, a in numbers.items():
+        result[name] = np.where(a < 0, alone(np.where(a < 0, -1 - a, 0)), a)
     if form[0] == "pair":
-        for name in ("left", "right"):
-            result[name] = rows[arrays[name]] if exported is None else exported.kept(arrays[name])
-        if tables is not None and base.general_road(*form[1:]):
+        if tables is not None and tabulated(form[1], form[2], *numbers.values()):
             result["left_line"] = tables.find(form[1], arrays["left"], arrays["phi_numbers"])
             result["right_line"] = tables.find(form[2], arrays["right"], arrays["psi_numbers"])
     if form[0] == "import":
@@ -274,8 +297,7 @@ def _resolve(
         result["source"] = exported.kept(arrays["source"])
     if form[0] == "joint":
         result["joint"] = _resolve_joint(form[6], arrays["joint"], rows, exported)
-    numbers = [a for name, a in arrays.items() if name.endswith("numbers")]
-    uniform = all((a == a[:1]).all() for a in numbers)
+    uniform = all((a == a[:1]).all() and (a >= 0).all() for a in numbers.values())
     which = (tables.index(form[1]), tables.index(form[2])) if tables and "left_line" in result else None
     return Group(form, {name: a.astype(np.int32) for name, a in result.items()}, uniform, which)
 
@@ -309,7 +331,7 @@ def _filled(arrays: list[Array], name: str) -> Array:
     shape = tuple(max(a.shape[axis] for a in arrays) for axis in range(arrays[0].ndim))
     result = []
     for array in arrays:
-        if array.ndim == 2 and name in ("cells", "coefs", "seeds"):
+        if array.ndim == 2 and name in ("cells", "coefs", "seeds", "factors"):
             array = np.pad(array, ((0, 0), (0, shape[1] - array.shape[1])))
         missing = shape[0] - array.shape[0]
         if missing:

@@ -17,7 +17,7 @@ from tensorprog.batch import require_program
 from tensorprog.errors import ProgramError, bad_argument, problem
 from tensorprog.gia import Finding, backward_products, forward_transposes, readout_findings
 from tensorprog.interpret.demand import Demand
-from tensorprog.interpret.equations import UNIT, ZERO, ImportEq, JointEq, PairEq
+from tensorprog.interpret.equations import UNIT, ZERO, ImportEq, JointEq, LinearEq, PairEq
 from tensorprog.interpret.moments import Alone, Buffer, Context, evaluate
 from tensorprog.interpret.plan import Plan, Tables, plan
 from tensorprog.interpret.sizes import sizes
@@ -108,13 +108,19 @@ def _complete(demand: Demand) -> bool:
 
 def _exported(equation: Any) -> np.ndarray:
     """Same-input cells that a crossing equation reads."""
+    numbers = [
+        n for name in ("phi_numbers", "psi_numbers", "numbers") if (n := getattr(equation, name, None)) is not None
+    ]
+    own = [-1 - n[n < 0] for n in numbers]
     match equation:
         case PairEq(left=left, right=right):
-            return np.concatenate([left, right])
+            return np.concatenate([left, right, *own])
         case ImportEq(cells=cells):
             return cells
+        case LinearEq(factors=factors) if factors is not None:
+            return factors.reshape(-1)
         case JointEq(cov=cov, where=where):
-            return cov[:, np.array(where) != "own"].reshape(-1)
+            return np.concatenate([cov[:, np.array(where) != "own"].reshape(-1), *own])
         case _:
             return np.zeros(0, dtype=np.int64)
 

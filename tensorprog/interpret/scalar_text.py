@@ -1,0 +1,52 @@
+"""Same-input cells as text: a scalar by its name at one input, c1(x), products and numbers written out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tensorprog.interpret.demand import Demand
+from tensorprog.interpret.equations import UNIT, Equation, LinearEq, ProductEq
+from tensorprog.show import Printer
+
+
+class ScalarNames:
+    """Names of the cells that multiply terms of sums."""
+
+    def __init__(
+        self,
+        demand: Demand,
+        printer: Printer,
+        defining: dict[int, tuple[Equation, int]],
+        coefficient: Callable[[int], float],
+        site: Callable[[int, tuple[int, ...], str], str],
+    ):
+        self.demand, self.printer, self.defining = demand, printer, defining
+        self.coefficient, self.site = coefficient, site
+        self.places = {
+            int(cell): (ref, site) for ref, cells in demand.scalars.known.items() for site, cell in enumerate(cells)
+        }
+
+    def name(self, cell: int, side: str) -> str:
+        """A cell at the input of one side ("L" or "R"); "" where it is 1."""
+        if cell == UNIT:
+            return ""
+        at = "(x)" if side == "L" else "(x̄)"
+        if cell in self.places:
+            ref, flat = self.places[cell]
+            sites = self.demand.linear.sites(ref)
+            text = self.printer.expression(ref)
+            return text + (self.site(flat, sites, side) if sites else "") + at
+        equation, i = self.defining[cell]
+        match equation:
+            case ProductEq(cells=cells):
+                return " · ".join(self.name(int(c), side) for c in cells[i])
+            case LinearEq(cells=cells, coefs=coefs) if cells.shape[1] == 1:
+                return f"{self.coefficient(int(coefs[i, 0])):.6g} {self.name(int(cells[i, 0]), side)}"
+            case _:
+                kind, u, v, p, q = self.demand.same.owners[cell]
+                names = [
+                    self.printer.expression(w)
+                    + (self.site(s, self.demand.linear.sites(w), side) if self.demand.linear.sites(w) else "")
+                    for w, s in ((u, p), (v, q))
+                ]
+                return f"E {names[0]}{at}" if kind == "mean" else f"E[{names[0]}{at} · {names[1]}{at}]"
