@@ -26,21 +26,23 @@ from tensorprog.errors import ProgramError
 from tensorprog.interpret.check import Reason, Report, check
 from tensorprog.interpret.finite import apply, init
 from tensorprog.interpret.recursion import Recursion, recursion
-from tensorprog.ir import Input
+from tensorprog.ir import Data, Input
 from tensorprog.kernel import Bounds, Kernels, kernels, nngp, ntk, ntk_by_parameter, second_moment
 from tensorprog.limits import Limit, limit
 from tensorprog.program import Program
 from tensorprog.tracing.builder import Width
 from tensorprog.tracing.declare import bias, weight
-from tensorprog.tracing.run import moment, named, scalar, trace
-from tensorprog.tracing.sites import concat, mean, reshape, stack, sum
+from tensorprog.tracing.run import inner, moment, named, scalar, trace
+from tensorprog.tracing.sites import concat, mean, mix, reshape, stack, sum
 from tensorprog.tracing.values import nonlin
+from tensorprog.tracing.windows import conv, conv_local, conv_transpose, pad, patches, pool
 from tensorprog.transform.passes import backprop
 from tensorprog.transform.sgd import sgd_step
 
 __all__ = [
     "Bounds",
     "Comparison",
+    "Data",
     "Input",
     "Kernels",
     "Limit",
@@ -56,12 +58,17 @@ __all__ = [
     "check",
     "compare",
     "concat",
+    "conv",
+    "conv_local",
+    "conv_transpose",
     "empirical",
     "functions",
     "init",
+    "inner",
     "kernels",
     "limit",
     "mean",
+    "mix",
     "moment",
     "named",
     "nets",
@@ -69,6 +76,9 @@ __all__ = [
     "nonlin",
     "ntk",
     "ntk_by_parameter",
+    "pad",
+    "patches",
+    "pool",
     "recursion",
     "reshape",
     "scalar",

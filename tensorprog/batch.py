@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.errors import ProgramError, bad_argument
-from tensorprog.ir import Structure
+from tensorprog.ir import Data, Input, Structure
 from tensorprog.program import Program, is_concrete
 
 
@@ -21,14 +21,16 @@ def require_program(program: object, caller: str) -> Program:
 
 
 def batch(structure: Structure, x: Any, name: str = "x1") -> tuple[jax.Array, ...]:
-    """One array (N, *sites, features) for each input, of one floating dtype.
+    """One array for each input, (N, *sites, features), (N, *shape) for Data, all of one floating dtype.
+
+    The dtype is that of the inputs; data (integers and bools too) are cast to it.
 
     **Raises:** `ProgramError` naming the argument for a wrong number of arrays, a wrong rank or feature count, N = 0,
     values that are no numbers, NaN or infinite.
     """
     count = len(structure.inputs)
     if x is None and count:
-        raise bad_argument(name, "no data, and the program has an input", f"give an array (N, {_axes(structure)})")
+        raise bad_argument(name, "no data, and the program has an input", f"give an array (N{_axes(structure)})")
     values = x if isinstance(x, tuple) else (x,) if count == 1 else tuple(x) if isinstance(x, list) else (x,)
     if count == 0:
         if x is not None:
@@ -39,10 +41,11 @@ def batch(structure: Structure, x: Any, name: str = "x1") -> tuple[jax.Array, ..
         remedy = "give one array" if count == 1 else "give a tuple with one array for each input"
         raise bad_argument(name, f"{len(values)} arrays for {inputs}", remedy)
     arrays = [_array(v, name) for v in values]
-    dtype = jnp.result_type(*arrays)
+    inputs = [a for a, i in zip(arrays, structure.inputs, strict=True) if isinstance(i, Input)]
+    dtype = jnp.result_type(*(inputs or arrays))
     dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
-    for array, input_ in zip(arrays, structure.inputs, strict=True):
-        _check_shape(array, input_.shape, name)
+    for array, input_, label in zip(arrays, structure.inputs, structure.input_names, strict=True):
+        _check_shape(array, input_, name, f" {label}" if count > 1 else "")
     if len({array.shape[0] for array in arrays}) > 1:
         raise bad_argument(name, "the inputs have different numbers of examples", "give each input the same N")
     return tuple(_finite(array.astype(dtype), name) for array in arrays)
@@ -68,20 +71,22 @@ def _has_text(array: np.ndarray) -> bool:
 
 
 def _axes(structure: Structure) -> str:
-    return "), (N, ".join(", ".join(str(s) for s in input_.shape) for input_ in structure.inputs)
+    return "), (N".join("".join(f", {s}" for s in input_.shape) for input_ in structure.inputs)
 
 
-def _check_shape(array: jax.Array, shape: tuple[int, ...], name: str) -> None:
-    wanted = "(N, " + ", ".join(str(s) for s in shape) + ")"
+def _check_shape(array: jax.Array, input_: Input | Data, name: str, label: str) -> None:
+    shape = input_.shape
+    wanted = f"(N, {', '.join(str(s) for s in shape)})" if shape else "(N,)"
+    kind, maker = ("data", "tp.Data") if isinstance(input_, Data) else ("input", "tp.Input")
+    told = f"has shape {array.shape}, the program's {kind}{label} is {wanted}"
     if array.ndim != len(shape) + 1:
         hint = f"add the batch axis: {name}[None]" if array.shape == shape else f"give an array {wanted}"
-        raise bad_argument(name, f"has shape {array.shape}, the program's input is {wanted}", hint)
+        raise bad_argument(name, told, hint)
     if array.shape[1:] != shape:
-        what = "features" if array.shape[-1] != shape[-1] else "sites"
+        what = "features" if kind == "input" and array.shape[-1] != shape[-1] else "sites"
         raise bad_argument(
-            name, f"has shape {array.shape}, the program's input is {wanted}: {what} do not match",
-            "reshape the data, or trace the program with another tp.Input",
-        )  # fmt: skip
+            name, f"{told}: {what} do not match", f"reshape the data, or trace the program with another {maker}"
+        )
     if array.shape[0] == 0:
         raise bad_argument(name, "has no examples (N = 0)", "give at least one")
 

@@ -26,7 +26,9 @@ Array = jax.Array
 class Terms:
     """Reads T_p of each parameter, (B, B, *S, *S) with the output's sites S.
 
-    A use's gradient is left rightᵀ, so a pair of uses gives (left · left̄)(right · right̄). With widths of different
+    A use's gradient is left rightᵀ, so a pair of uses gives (left · left̄)(right · right̄). A weight with a window has a
+    matrix for each offset, so the offsets of right agree (the sites too where it has them), and its fan is larger by
+    them. With widths of different
     ratios a transposed use counts √(n/m), n/m where the output is an average, and an average's NTK is taken times the
     width of ratio 1.
     """
@@ -52,9 +54,21 @@ class Terms:
         else:
             right, more = self.moments(limit, use.right, other.right, dy=use.transposed, dy_bar=other.transposed)
             lead = lead or more
-            found = (left * right).sum((2, 5))
+            found = (left * self.windows(limit, use, left, right)).sum((2, 5))
         batch = found.shape[0]
         return jnp.swapaxes(found, 1, 2).reshape(batch, batch, *lead, *lead)
+
+    def windows(self, limit: Limit, use: Use, left: Array, right: Array) -> Array:
+        """E right · right̄ as (B, S, s, B, S′, t), s and t the sites of left: the mean over offsets, 0 between sites."""
+        weight = next(w for w in limit.structure.weights if w.name == use.parameter)
+        places, offsets = math.prod(weight.sites), math.prod(weight.window)
+        if offsets > 1:
+            split = (*right.shape[:2], -1, offsets, *right.shape[3:5], right.shape[5] // offsets, offsets)
+            right = jnp.einsum("blsocmto->blscmt", right.reshape(split)) / offsets
+        if places > 1:
+            same = jnp.tile(jnp.eye(places, dtype=right.dtype), tuple(left.shape[a] // places for a in (2, 5)))
+            right = right * same[:, None, None, :]
+        return right
 
     def moments(self, limit: Limit, x: int, y: int, *, dy: bool, dy_bar: bool) -> tuple[Array, tuple[int, ...]]:
         """E x ȳ as (B, S, s, B, S′, t), the output's sites 1 for what has none; and the output's sites."""

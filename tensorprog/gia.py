@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tensorprog.ir import BiasVector, LinComb, MatMul, ScalarType, Structure, operands
+from tensorprog.ir import BiasVector, Inner, LinComb, MatMul, Moment, ScalarType, Structure, operands
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,22 @@ def _adds_average(structure: Structure, position: int) -> bool:
         return False
     coefs = list(instruction.constants)
     coefs += [coef for coef, x in instruction.terms if isinstance(structure.instructions[x], BiasVector)]
-    return any(isinstance(factor, int) for coef in coefs for factor in coef.factors)
+    return any(
+        isinstance(factor, int) and depends_on_average(structure, factor) for coef in coefs for factor in coef.factors
+    )
+
+
+def is_average(structure: Structure, position: int) -> bool:
+    """Whether an instruction averages over a width; an inner product of inputs is data."""
+    instruction = structure.instructions[position]
+    if isinstance(instruction, Inner):
+        return structure.vector(instruction.x).space != "input"
+    return isinstance(instruction, Moment)
+
+
+def depends_on_average(structure: Structure, position: int) -> bool:
+    """Whether a scalar depends on an average over a width: any other is known from the data and has no gradient."""
+    return any(is_average(structure, p) for p in reached(structure, (position,)))
 
 
 def forward_transposes(structure: Structure, ends: tuple[int, ...] | None = None) -> list[Finding]:

@@ -199,9 +199,9 @@ class BiasVector:
 class MatMul:
     """y = A x with A = W or Wᵀ at each site, times (rows of A / cols of A)^(aspect/2).
 
-    A weight with a window reads x over sites (…, *S, *window), y[…, s] = Σ_o W[o] x[…, s, o] over (…, *S), S its own sites
-    (one matrix for each, W[s, o]) or none; its transpose goes from (…, *S) to (…, *S, *window). A convolution is such a
-    product of the patches of x.
+    A weight with a window reads x over sites (…, *S, *window), y[…, s] = Σ_o W[o] x[…, s, o] over (…, *S), S its own
+    sites (one matrix for each, W[s, o]) or none; its transpose goes from (…, *S) to (…, *S, *window). A convolution is
+    such a product of the patches of x.
 
     The aspect is 0 in what users write. In backward passes it keeps entries of one size whatever the widths are, and
     makes the transpose of a readout, √n vᵀ, an initial vector.
@@ -223,7 +223,7 @@ class LinComb:
 
 @dataclass(frozen=True)
 class Gather:
-    """y[site] = the vector at place `source[site]` of the operands' sites, laid end to end: index, reshape, stack, pad …
+    """y[site] = the vector at place `source[site]` of the operands' sites, laid end to end: index, stack, pad …
 
     Place -1 is the zero vector.
     """

@@ -18,9 +18,12 @@ from tensorprog.gia import backward_products, reached, simple_gia_check
 from tensorprog.ir import (
     BiasVector,
     Coef,
+    Data,
+    DataScalar,
     Dim,
     Gather,
     Inner,
+    Input,
     InputVector,
     LinComb,
     MatMul,
@@ -45,6 +48,8 @@ _SCALARS: dict[Function, str] = {
 }
 _SUMS = (" + ", " − ")
 _RECIPROCAL = freeze(jnp.reciprocal)[0]
+COLUMN, PATCHES, SPREAD = "column({})", "patches(", "spread("
+"""How Gathers of a mix, of windows and of a transposed convolution print, by which those operations are known."""
 _WIDEST = 64  # a left column wider than this pushes its own line's right column only
 _MANY = 6  # operands of a stack that are written out
 
@@ -142,7 +147,7 @@ class Printer:
         if name is not None and not top:
             return name
         match self.structure.instructions[position]:
-            case InputVector(input=index):
+            case InputVector(input=index) | DataScalar(input=index):
                 return self.structure.input_names[index]
             case BiasVector(bias=index):
                 return self.structure.biases[index].name
@@ -155,6 +160,9 @@ class Printer:
                 own = self.expression if text.endswith(")") else self.indexed
                 return text.replace("{}", shortened([own(x) for x in xs]))
             case SiteSum(x=x, axes=axes):
+                mixed = self.mixed(x)
+                if mixed is not None:
+                    return mixed
                 return f"sum({self.expression(x)}{self.over(x, axes)})"
             case Nonlin(fn=fn, vectors=vectors, scalars=scalars, over=over):
                 if fn in _VECTORS and len(vectors) == 2 and not scalars and over is None:
@@ -187,12 +195,34 @@ class Printer:
         assert isinstance(instruction, MatMul), "product is for MatMuls"
         weight, x = self.structure.weights[instruction.weight], instruction.x
         text = f"{weight.name}{'ᵀ' if instruction.transposed else ''}"
+        windows = None if instruction.transposed else self.unnamed_gather(x)
+        if windows is not None and weight.window:
+            for made, name in ((PATCHES, "conv_local" if weight.sites else "conv"), (SPREAD, "conv_transpose")):
+                if windows.text.startswith(made):
+                    return windows.text.replace(f"{made}{{}}", f"{name}({text}, {self.expression(windows.xs[0])}")
         rows, cols = (weight.cols, weight.rows) if instruction.transposed else (weight.rows, weight.cols)
         if instruction.aspect and rows != cols:
             ratio = str(rows) if cols == 1 else f"({rows}/{cols})"
             text = f"{'√' if instruction.aspect == 1 else ''}{ratio} {text}"
         operand = self.operand(x)
         return text if operand == "1" and cols == 1 else f"{text} {operand}"
+
+    def unnamed_gather(self, position: int) -> Gather | None:
+        instruction = self.structure.instructions[position]
+        named = self.structure.names[position] is not None
+        return instruction if isinstance(instruction, Gather) and not named else None
+
+    def mixed(self, position: int) -> str | None:
+        """mix(A, x), where it is the terms of one that are summed."""
+        terms = self.structure.instructions[position]
+        if not isinstance(terms, LinComb) or len(terms.terms) != 1 or self.structure.names[position] is not None:
+            return None
+        coef, x = terms.terms[0]
+        column = self.unnamed_gather(x)
+        if column is None or column.text != COLUMN or terms.constants:
+            return None
+        sign, matrix = self.coef(coef)
+        return f"mix({sign}{matrix}, {self.expression(column.xs[0])})"
 
     def sum(self, terms: Sequence[tuple[Coef, int]], constants: Sequence[Coef]) -> str:
         """Σ coef·x + Σ coef."""
@@ -210,6 +240,10 @@ class Printer:
             if abs(coef.constant) == 1.0 / size != 1.0:
                 coef = Coef(math.copysign(1.0, coef.constant), coef.factors)
                 text = f"mean({self.expression(summed.x)}{self.over(summed.x, summed.axes)})"
+                windows = self.unnamed_gather(summed.x)
+                rank = len(sites) - len(summed.axes)
+                if windows is not None and windows.text.startswith(PATCHES) and min(summed.axes) == rank:
+                    text = windows.text.replace(f"{PATCHES}{{}}", f"pool({self.expression(windows.xs[0])}")
         sign, factor = self.coef(coef)
         return sign, f"{factor} {text}".strip()
 
@@ -227,6 +261,8 @@ class Printer:
         if fn == _RECIPROCAL:
             return f"1 / {self.scalar_factor(scalars[0])}"
         infix = _SCALARS.get(fn)
+        if "{}" in fn.name:  # an index
+            return fn.name.replace("{}", self.scalar_factor(scalars[0]))
         if infix is None or len(scalars) != 2:
             return self.call(fn.name, (), scalars)
         if infix in _SUMS:
@@ -246,9 +282,12 @@ class Printer:
         """A parameter's name, shape and distribution."""
         var = self.number(parameter.var)
         if isinstance(parameter, Weight):
-            fan = " · ".join([str(parameter.cols), *(str(w) for w in parameter.window)])
+            size = math.prod(parameter.window)
+            fan = str(parameter.cols if size == 1 else f"({size} {parameter.cols})")
+            if isinstance(parameter.cols, int):
+                fan = str(size * parameter.cols)
             shape = " × ".join([*(str(w) for w in parameter.window), str(parameter.rows), str(parameter.cols)])
-            law = f"N(0, {var}/{f'({fan})' if parameter.window else fan})"
+            law = f"N(0, {var}/{fan})"
         else:
             mean = "0" if parameter.mean is None else self.number(parameter.mean)
             shape, law = str(parameter.dim), f"N({mean}, {var})"
@@ -294,10 +333,7 @@ def expression(structure: Structure, leaves: Sequence[Any], position: int) -> st
 def listing(structure: Structure, leaves: Sequence[Any]) -> str:
     """The whole program: declarations with their distributions, one instruction a line, outputs."""
     printer = Printer(structure, leaves)
-    arguments = ", ".join(
-        f"{name}: {' × '.join(str(s) for s in input_.shape)}"
-        for name, input_ in zip(structure.input_names, structure.inputs, strict=True)
-    )
+    arguments = ", ".join(map(_argument, structure.input_names, structure.inputs))
     rows = [(f"{structure.name}({arguments})", printer.widths()), *_declarations(printer)]
     shown: Line | None = None
     for position in printer.defined():
@@ -311,6 +347,12 @@ def listing(structure: Structure, leaves: Sequence[Any]) -> str:
     rows.append((f"  return {printer.outputs()}", verdict))
     column = max((len(left) for left, _ in rows if len(left) <= _WIDEST), default=0) + 4
     return "\n".join(f"{left:<{column - 2}}  {right}".rstrip() for left, right in rows)
+
+
+def _argument(name: str, input_: Input | Data) -> str:
+    """An input with the shape of one example."""
+    shape = " × ".join(map(str, input_.shape))
+    return f"{name}: {f'data {shape}'.strip() if isinstance(input_, Data) else shape}"
 
 
 def _declarations(printer: Printer) -> list[tuple[str, str]]:

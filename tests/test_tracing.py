@@ -307,7 +307,7 @@ REFUSED_SITES: list[tuple[Body, tuple[str, ...]]] = [
     (lambda e: tp.mean(e.h[4:]), ("no sites",)),
     (lambda e: tp.mean(3.0), ("3.0 is no vector",)),
     (lambda e: tp.sum(tp.moment(jnp.square, e.h)), ("tp.scalar(jnp.sum, θ)",)),
-    (lambda e: tp.moment(jnp.square, e.h)[0], ("tp.scalar",)),
+    (lambda e: tp.moment(jnp.square, e.h)[4], ("θ[4]", "out of bounds", "site axes of the scalar")),
 ]
 
 

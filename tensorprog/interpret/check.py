@@ -16,7 +16,7 @@ from tensorprog.functions.frozen import Function
 from tensorprog.gia import Finding, forward_transposes, reached, readout_findings
 from tensorprog.interpret.growth import Growth, Numbers, jump, measure
 from tensorprog.interpret.roads import Responses, Road, expectations, particles, possible
-from tensorprog.ir import MatMul, Moment, Nonlin
+from tensorprog.ir import Data, Input, MatMul, Moment, Nonlin
 from tensorprog.program import Program, is_concrete
 from tensorprog.show import Printer
 from tensorprog.transform.passes import passes
@@ -135,8 +135,7 @@ def _response(program: Program, failing: set[int]) -> tuple[float, float] | None
     if not all(map(is_concrete, program.leaves)):
         return None
     rng = np.random.default_rng(0)
-    inputs = [rng.normal(size=i.shape) for i in structure.inputs]
-    arrays = tuple(jnp.asarray(v / np.sqrt((v**2).mean(-1, keepdims=True)))[None] for v in inputs)
+    arrays = tuple(jnp.asarray(_example(rng, i))[None] for i in structure.inputs)
     worst: tuple[float, float] | None = None
     for output in structure.outputs:
         if output not in failing:
@@ -159,6 +158,14 @@ def _response(program: Program, failing: set[int]) -> tuple[float, float] | None
         if worst is None or abs(values[place]) > abs(worst[0]):
             worst = float(values[place]), float(errors[place])
     return worst
+
+
+def _example(rng: np.random.Generator, input_: Input | Data) -> np.ndarray:
+    """A Gaussian input of norm √d at each site; data between 0 and 1, which masks and adjacencies are too."""
+    if isinstance(input_, Data):
+        return rng.uniform(size=input_.shape)
+    features = rng.normal(size=input_.shape)
+    return features / np.sqrt((features**2).mean(-1, keepdims=True))
 
 
 def _calls(program: Program) -> Iterator[tuple[int, Function, Numbers, int]]:

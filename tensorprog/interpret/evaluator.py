@@ -19,6 +19,7 @@ from tensorprog.ir import (
     Bias,
     BiasVector,
     Coef,
+    DataScalar,
     Dim,
     Gather,
     Inner,
@@ -93,7 +94,7 @@ class Evaluator(ABC):
     def instruction(self, position: int) -> Array:
         structure, values = self.structure, self.values
         match structure.instructions[position]:
-            case InputVector(input=index):
+            case InputVector(input=index) | DataScalar(input=index):
                 return self.inputs[index]
             case BiasVector(bias=index):
                 bias = structure.biases[index]
@@ -105,6 +106,8 @@ class Evaluator(ABC):
                 return self.lincomb(position)
             case Gather(xs=xs, source=source):
                 flat = [values[x].reshape(-1, values[x].shape[-1]) for x in xs]
+                if (source.array < 0).any():  # place -1, the last one here, is the zero vector
+                    flat.append(jnp.zeros_like(flat[0], shape=(1, flat[0].shape[-1])))
                 return jnp.concatenate(flat)[source.array]
             case SiteSum(x=x, axes=axes):
                 return values[x].sum(axes)

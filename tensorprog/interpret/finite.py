@@ -16,7 +16,7 @@ from tensorprog.errors import bad_argument
 from tensorprog.gia import reached
 from tensorprog.interpret.evaluator import Evaluator, safe_sqrt
 from tensorprog.interpret.sizes import sizes
-from tensorprog.ir import Bias, Dim, MatMul, Structure, VectorType, fan
+from tensorprog.ir import Bias, Dim, MatMul, Structure, VectorType, Weight, fan
 from tensorprog.program import Program
 
 Params = dict[str, jax.Array]
@@ -146,6 +146,21 @@ def _sizes(structure: Structure, params: Mapping[str, jax.Array]) -> dict[str, i
     return sizes
 
 
+def product(theta: jax.Array, weight: Weight, x: jax.Array, transposed: bool) -> jax.Array:
+    """θ x or θᵀ x of θ (*sites, *window, rows, cols): a window's matrices are summed over, or stand side by side."""
+    if not weight.window and not weight.sites:
+        return x @ (theta if transposed else theta.T)
+    sites, window = math.prod(weight.sites), math.prod(weight.window)
+    theta = theta.reshape(sites, window, *theta.shape[-2:])
+    own = len(weight.sites) + (0 if transposed else len(weight.window))
+    lead = x.shape[: x.ndim - 1 - own]
+    if transposed:
+        y = jnp.einsum("lsr,sorc->lsoc", x.reshape(-1, sites, x.shape[-1]), theta)
+        return y.reshape(*lead, *weight.sites, *weight.window, y.shape[-1])
+    y = jnp.einsum("lsoc,sorc->lsr", x.reshape(-1, sites, window, x.shape[-1]), theta)
+    return y.reshape(*lead, *weight.sites, y.shape[-1])
+
+
 class _Network(Evaluator):
     """A finite network: a wide vector is its n coordinates."""
 
@@ -161,11 +176,10 @@ class _Network(Evaluator):
     def matmul(self, instruction: MatMul, x: jax.Array) -> jax.Array:
         weight = self.structure.weights[instruction.weight]
         theta = self.parameter(weight.name)
-        matrix = theta if instruction.transposed else theta.T
         cols = fan(weight) if isinstance(weight.cols, int) else fan(weight) * theta.shape[-1]
-        rows_of_a, cols_of_a = matrix.shape[1], matrix.shape[0]
-        aspect = (rows_of_a / cols_of_a) ** (instruction.aspect / 2)
-        return (x @ matrix) * (self.scale(weight) * (aspect / math.sqrt(cols)))
+        ratio = theta.shape[-2] / theta.shape[-1]  # rows over columns, of A the other way round where A = Wᵀ
+        aspect = ratio ** ((-1 if instruction.transposed else 1) * instruction.aspect / 2)
+        return product(theta, weight, x, instruction.transposed) * (self.scale(weight) * (aspect / math.sqrt(cols)))
 
     def bias(self, bias: Bias) -> jax.Array:
         return self.scale(bias) * self.parameter(bias.name)

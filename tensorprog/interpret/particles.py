@@ -22,11 +22,13 @@ from tensorprog.ir import (
     Bias,
     BiasVector,
     Dim,
+    Instruction,
     MatMul,
     Moment,
     Nonlin,
     Structure,
     VectorType,
+    Weight,
 )
 from tensorprog.program import Program
 
@@ -40,11 +42,19 @@ def gaussians(structure: Structure, positions: list[int]) -> dict[str, int]:
     """How many independent Gaussians a program draws, by width."""
     counts = {name: 0 for name, _ in structure.widths}
     for position in positions:
-        type_ = structure.types[position]
-        draws = isinstance(structure.instructions[position], MatMul | BiasVector)
+        type_, instruction = structure.types[position], structure.instructions[position]
+        draws = isinstance(instruction, MatMul | BiasVector)
         if draws and isinstance(type_, VectorType) and isinstance(type_.dim, str):
-            counts[type_.dim] += math.prod(type_.sites)
+            counts[type_.dim] += math.prod(type_.sites) * _summed(structure, instruction)
     return counts
+
+
+def _summed(structure: Structure, instruction: Instruction) -> int:
+    """How many independent products make one vector: a window's matrices between widths act on Z each on its own."""
+    if not isinstance(instruction, MatMul) or instruction.transposed:
+        return 1
+    weight = structure.weights[instruction.weight]
+    return 1 if isinstance(weight.cols, int) else math.prod(weight.window)
 
 
 class Limit(Evaluator):
@@ -102,19 +112,20 @@ class Limit(Evaluator):
         weight, transposed = self.structure.weights[instruction.weight], instruction.transposed
         rows, cols = (weight.cols, weight.rows) if transposed else (weight.rows, weight.cols)
         assert isinstance(rows, str), "a readout's value has no limit but its law"
-        space, flat = self.spaces[rows], x.reshape(-1, x.shape[-1])
+        space, flat = self.spaces[rows], self.by_matrix(weight, transposed, x)
         key = (instruction.weight, transposed)
         before = self.families.get(key)
-        earlier = flat[:0] if before is None else before.x
-        sigma = safe_sqrt(self.number(weight.var))
+        earlier = flat[:, :0] if before is None else before.x
+        # σ² is the variance of an entry times its fan, of which a window's offsets are a part.
+        sigma = safe_sqrt(self.number(weight.var)) / math.sqrt(math.prod(weight.window))
         if isinstance(cols, int):
             # Entries of variance σ²/d of a weight that reads d features, σ² of √n vᵀ.
             size = 1.0 if transposed else float(cols)
-            across, own = (jnp.matmul(flat, other.T, precision=HIGHEST) / size for other in (earlier, flat))
+            across, own = (jnp.einsum("pim,pjm->pij", flat, y, precision=HIGHEST) / size for y in (earlier, flat))
             z = sigma * gaussian_part(self.families, key, flat, (across, own), space)
-            return z.reshape(*x.shape[:-1], -1)
+            return self.by_site(weight, transposed, z, x)
         inside = self.spaces[cols]
-        moments = inside.inner(flat, earlier), inside.inner(flat, flat)
+        moments = jax.vmap(inside.inner)(flat, earlier), jax.vmap(inside.inner)(flat, flat)
         rho = self.ratio(rows, cols)  # of the matrix that acts, W (n × m) or Wᵀ (m × n)
         # q, the variance of its entries times its columns: σ² for W, σ² n/m for Wᵀ.
         spread = sigma / safe_sqrt(rho) if transposed else sigma
@@ -124,8 +135,29 @@ class Limit(Evaluator):
             # q / √q′, q′ the transpose's.
             coefficients = (sigma / (rho if transposed else safe_sqrt(rho))) * response(dual, flat, inside)
             self.coefficients[self.position] = coefficients
-            z = z + jnp.matmul(coefficients.T, dual.x, precision=HIGHEST)
-        return (z * rho ** (instruction.aspect / 2)).reshape(*x.shape[:-1], -1)
+            z = z + jnp.einsum("pjk,pjm->pkm", coefficients, dual.x, precision=HIGHEST)
+        return self.by_site(weight, transposed, z * rho ** (instruction.aspect / 2), x)
+
+    def by_matrix(self, weight: Weight, transposed: bool, x: Array) -> Array:
+        """What each of a weight's matrices multiplies, (P, K, M); P runs over its own sites, then window offsets.
+
+        Features that an input has at all offsets are read by one matrix of so many more columns.
+        """
+        sites, window = math.prod(weight.sites), math.prod(weight.window)
+        if transposed:
+            flat = jnp.moveaxis(x.reshape(-1, sites, x.shape[-1]), 0, 1)
+            return jnp.repeat(flat, window, axis=0)
+        if isinstance(weight.cols, int):
+            return jnp.moveaxis(x.reshape(-1, sites, window * x.shape[-1]), 0, 1)
+        return jnp.moveaxis(x.reshape(-1, sites * window, x.shape[-1]), 0, 1)
+
+    def by_site(self, weight: Weight, transposed: bool, z: Array, x: Array) -> Array:
+        """The products (P, K, M) of a weight's matrices as a vector over sites: offsets summed, or side by side."""
+        window = 0 if transposed else len(weight.window)
+        sites = (*x.shape[: x.ndim - 1 - window], *(weight.window if transposed else ()))
+        if not transposed:
+            z = z.reshape(math.prod(weight.sites), -1, *z.shape[1:]).sum(1)
+        return jnp.moveaxis(z, 0, 1).reshape(*sites, -1)
 
 
 class LinearLimit(Limit):

@@ -23,7 +23,10 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 @dataclass
 class Family:
-    """The products of one matrix so far: `x` (J, M) or features, `noise` ε (J, M'), `factor` L (J, J), both in step."""
+    """The products of one weight so far: `x` (P, J, M) or features, `noise` ε (P, J, M') and `factor` L (P, J, J).
+
+    P counts the weight's independent matrices: one for each window offset and site.
+    """
 
     x: Array
     noise: Array
@@ -78,24 +81,26 @@ def gaussian_part(
     moments: tuple[Array, Array],
     space: Space,
 ) -> Array:
-    """Ẑ/√q of a block of products (K, M'), recorded in its family; `moments` are (with earlier ones, own)."""
+    """Ẑ/√q of a block of products (P, K, M'), recorded in its family; `moments` are (with earlier ones, own)."""
     before = families.get(key)
     across, own = moments
-    noise = space.fresh(len(own))
+    count, size = own.shape[:2]
+    noise = space.fresh(count * size).reshape(count, size, -1)
     if before is None:
-        factor = cholesky(own, jnp.diagonal(own))
-        families[key] = Family(x, noise, factor)
+        families[key] = Family(x, noise, jax.vmap(lambda m: cholesky(m, jnp.diagonal(m)))(own))
     else:
-        factor = extended(before.factor, across, own)
-        families[key] = Family(jnp.concatenate([before.x, x]), jnp.concatenate([before.noise, noise]), factor)
+        x, noise = jnp.concatenate([before.x, x], 1), jnp.concatenate([before.noise, noise], 1)
+        families[key] = Family(x, noise, jax.vmap(extended)(before.factor, across, own))
     family = families[key]
-    return jnp.matmul(family.factor[-len(own) :], family.noise, precision=HIGHEST)
+    return jnp.matmul(family.factor[:, -size:], family.noise, precision=HIGHEST)
 
 
 def response(transposed: Family, x: Array, space: Space) -> Array:
-    """√q' a for each x (K, M): (J, K), from the earlier products of the transpose, whose noise lives where x does."""
-    noise = transposed.noise
-    # The regression's own normal equations, in place of the identity that E ε εᵀ is: less noise with few draws.
-    normal = space.inner(noise, noise)
-    beta = jnp.linalg.solve(normal, space.inner(noise, x))
-    return solve_upper(transposed.factor, beta)
+    """√q' a for each x (P, K, M): (P, J, K), from earlier products of the transpose, whose noise lives where x does."""
+
+    def one(factor: Array, noise: Array, x: Array) -> Array:
+        # The regression's own normal equations, in place of the identity that E ε εᵀ is: less noise with few draws.
+        normal = space.inner(noise, noise)
+        return solve_upper(factor, jnp.linalg.solve(normal, space.inner(noise, x)))
+
+    return jax.vmap(one)(transposed.factor, transposed.noise, x)

@@ -20,6 +20,7 @@ from tensorprog.errors import Line, problem
 from tensorprog.gia import reached
 from tensorprog.ir import (
     Bias,
+    Data,
     Input,
     Instruction,
     LinComb,
@@ -100,7 +101,7 @@ def is_number(value: object) -> bool:
 class Builder:
     """The program under construction: instructions, declarations, numbers and names so far."""
 
-    def __init__(self, name: str, inputs: Sequence[Input], input_names: Sequence[str]):
+    def __init__(self, name: str, inputs: Sequence[Input | Data], input_names: Sequence[str]):
         self.name = name
         self.inputs = tuple(inputs)
         self.input_names = tuple(input_names)
@@ -120,7 +121,9 @@ class Builder:
         self.at: Line | None = None  # the user's line while a program is written by a transform
 
     @staticmethod
-    def like(structure: Structure, values: Sequence[Number], inputs: Sequence[Input], names: Sequence[str]) -> Builder:
+    def like(
+        structure: Structure, values: Sequence[Number], inputs: Sequence[Input | Data], names: Sequence[str]
+    ) -> Builder:
         """A builder with a program's declarations and numbers, other inputs, and no instruction yet."""
         b = Builder(structure.name, inputs, names)
         b.numbers, b.values = list(structure.numbers), list(values)

@@ -13,7 +13,7 @@ from tensorprog.show import dimension
 from tensorprog.tracing.builder import Builder, Number, Width, builder, is_number
 from tensorprog.tracing.calls import same_builder
 from tensorprog.tracing.traced import Traced
-from tensorprog.tracing.values import Vector
+from tensorprog.tracing.values import Scalar, Vector
 
 
 class Matrix(Traced):
@@ -58,24 +58,52 @@ class Matrix(Traced):
                 f"{self.text} @ {x.text}", "two weights are multiplied: a program has matrices times vectors only",
                 f"write {self.text} @ ({x.text} @ x)",
             )  # fmt: skip
+        if isinstance(x, Scalar):
+            self.builder.fail(
+                f"{self.text} @ {x.describe()}", "a weight multiplies a vector, and this has no features",
+                "declare data that has features as tp.Input(*sites, features); tp.Data is scalars, which multiply "
+                "vectors: θ * x, tp.mix(θ, x)",
+            )  # fmt: skip
         if not isinstance(x, Vector):
             self.builder.fail(
                 f"{self.text} @ {type(x).__name__}", "a weight multiplies a vector of the program only",
                 "pass data in through tp.trace(fn, tp.Input(…)) and multiply the traced input",
             )  # fmt: skip
+        self.check(x)
+        if self.weight.window:
+            self.builder.fail(
+                f"{self.text} @ x", "a weight with a window is many matrices",
+                "use tp.conv(W, x), or tp.conv_local(W, x) where it has sites too",
+            )  # fmt: skip
+        own = self.weight.sites
+        if own and x.sites[len(x.sites) - len(own) :] != own:
+            self.builder.fail(
+                f"{self.text} @ x",
+                f"{self.text} has a matrix at each of its sites {own}, the vector has sites {x.sites}",
+                f"declare {self.text} without sites for one matrix at every site; with a window too it is "
+                "tp.conv_local(W, x)",
+            )  # fmt: skip
+        return self.over_windows(x)
+
+    def check(self, x: Vector) -> None:
+        """The vector has the width or the features that this matrix reads."""
         same_builder(self.builder, x)
-        weight = self.weight
-        rows, cols = (weight.cols, weight.rows) if self.transposed else (weight.rows, weight.cols)
+        rows, cols = self._dims()
         if x.type.dim != cols or x.type.space == "output":
             self._mismatch(x, rows, cols)
-        if weight.window or weight.sites:
-            self.builder.fail(
-                f"{self.text} @ x", "a weight with a window or with sites is many matrices",
-                "use tp.conv(W, x) or tp.conv_local(W, x)",
-            )  # fmt: skip
-        type_ = VectorType(x.sites, rows, "output" if isinstance(rows, int) else "wide")
+
+    def over_windows(self, x: Vector) -> Vector:
+        """A x for a vector over sites (…, *S, *window), which go to (…, *S)."""
+        rows, _ = self._dims()
+        sites = x.sites[: len(x.sites) - len(self.weight.window)]
+        type_ = VectorType(sites, rows, "output" if isinstance(rows, int) else "wide")
         position = self.builder.emit(MatMul(self.index, x.position(), self.transposed), type_)
         return Vector(self.builder, type_, ((Coef(), position),))
+
+    def _dims(self) -> tuple[Dim, Dim]:
+        """Rows and columns as the matrix acts."""
+        weight = self.weight
+        return (weight.cols, weight.rows) if self.transposed else (weight.rows, weight.cols)
 
     def _mismatch(self, x: Vector, rows: Dim, cols: Dim) -> NoReturn:
         text = f"{self.text} @ {self.builder.text(x.position())}"

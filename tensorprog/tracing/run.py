@@ -10,10 +10,26 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tensorprog.errors import Line, ProgramError, problem
-from tensorprog.ir import Coef, Input, InputVector, LinComb, Moment, Nonlin, ScalarFn, ScalarType, VectorType, verify
+from tensorprog.gia import depends_on_average, reached
+from tensorprog.ir import (
+    Coef,
+    Data,
+    DataScalar,
+    Inner,
+    Input,
+    InputVector,
+    LinComb,
+    MatMul,
+    Moment,
+    Nonlin,
+    ScalarFn,
+    ScalarType,
+    VectorType,
+    verify,
+)
 from tensorprog.program import Program
 from tensorprog.tracing.builder import Builder, builder, current, failure, is_machinery
-from tensorprog.tracing.calls import call, function_name, one_number, result_shape, same_builder, take
+from tensorprog.tracing.calls import call, function_name, one_number, result_shape, same_builder, same_kind, take
 from tensorprog.tracing.traced import Traced
 from tensorprog.tracing.values import Scalar, Vector, scalars_of
 
@@ -31,6 +47,32 @@ def moment(fn: Callable[..., Any], *vectors: Vector, scalars: Sequence[Any] = ()
     frozen, numbers, positions, refs, sites, _ = call(b, fn, vectors, scalars_of(b, scalars, what), what)
     one_number(b, frozen, numbers, len(positions) + len(refs), what)
     position = b.emit(Moment(frozen, numbers, positions, refs), ScalarType(sites))
+    b.give_name(position, "c")
+    return Scalar(b, Coef(1.0, (position,)), sites)
+
+
+def inner(x: Vector, y: Vector) -> Scalar:
+    """S[i, j] = (1/n) Σ_α x[i]_α y[j]_α for all pairs of sites, a scalar with sites (*x.sites, *y.sites): scores.
+
+    Of two inputs it is over their features, and known without a network.
+
+    **Raises:** `ProgramError` for what are no two vectors of one width, and for readouts.
+    """
+    what = "inner(x, y)"
+    b = builder(what)
+    for value in (x, y):
+        if not isinstance(value, Vector):
+            b.fail(what, f"{value!r} is no vector of the program", "give two traced vectors")
+        same_builder(b, value)
+    same_kind(x, y, "beside, in inner:")
+    if x.type.space == "output":
+        b.fail(what, "a readout is used inside the network: it is one number, not a wide vector", "give hidden vectors")
+    positions = x.position(), y.position()
+    for position in positions:
+        if isinstance(b.instructions[position], MatMul | LinComb) and x.type.space == "wide":
+            b.give_name(position, "g")
+    sites = (*x.sites, *y.sites)
+    position = b.emit(Inner(*positions), ScalarType(sites))
     b.give_name(position, "c")
     return Scalar(b, Coef(1.0, (position,)), sites)
 
@@ -76,11 +118,12 @@ def named(name: str, x: Any) -> Any:
     return x
 
 
-def trace(fn: Callable[..., Any], /, *inputs: Input, **keywords: Any) -> Program:
+def trace(fn: Callable[..., Any], /, *inputs: Input | Data, **keywords: Any) -> Program:
     """Trace a function written for ONE input into a Program.
 
-    `fn` gets one traced vector for each `Input(*sites, features)`, and the keywords untouched; it returns one value
-    or a tuple of values: readouts, wide vectors, or scalars. Numbers among the keywords may be JAX tracers.
+    `fn` gets one traced vector for each `Input(*sites, features)`, one traced scalar for each `Data(*shape)`, and the
+    keywords untouched; it returns one value or a tuple of values: readouts, wide vectors, or scalars. Numbers among the
+    keywords may be JAX tracers.
 
     **Raises:** `ProgramError` at the user's line for what is no tensor program.
 
@@ -97,17 +140,15 @@ def trace(fn: Callable[..., Any], /, *inputs: Input, **keywords: Any) -> Program
     if not callable(fn):
         raise ProgramError(f"trace: {fn!r} is no function; give a function of traced inputs, and tp.Input(…) for each")
     for value in inputs:
-        if not isinstance(value, Input):
-            raise ProgramError(f"trace: {value!r} describes no input; write tp.Input(*sites, features)")
+        if not isinstance(value, Input | Data):
+            raise ProgramError(
+                f"trace: {value!r} describes no input; write tp.Input(*sites, features), or tp.Data(*shape) for scalars"
+            )
     names = _names(fn, inputs, keywords)
     b = Builder(function_name(fn).partition("(")[0].replace("lambda", "program"), inputs, names)
     token = current.set(b)
     try:
-        arguments = []
-        for index, value in enumerate(inputs):
-            type_ = VectorType(value.sites, value.features, "input")
-            arguments.append(Vector(b, type_, ((Coef(), b.emit(InputVector(index), type_)),)))
-        result = fn(*arguments, **keywords)
+        result = fn(*read_inputs(b), **keywords)
     except (TypeError, AttributeError) as error:
         told = _at_user_line(error)
         if told is None:
@@ -128,7 +169,20 @@ def trace(fn: Callable[..., Any], /, *inputs: Input, **keywords: Any) -> Program
     return Program(structure, tuple(b.values))
 
 
-def _names(fn: Callable[..., Any], inputs: Sequence[Input], keywords: dict[str, Any]) -> list[str]:
+def read_inputs(b: Builder) -> list[Any]:
+    """The inputs of a builder: a vector for each Input, a scalar for each Data."""
+
+    def read(index: int, value: Input | Data) -> Any:
+        if isinstance(value, Data):
+            place = b.emit(DataScalar(index), ScalarType(value.sites))
+            return Scalar(b, Coef(1.0, (place,)), value.sites)
+        type_ = VectorType(value.sites, value.features, "input")
+        return Vector(b, type_, ((Coef(), b.emit(InputVector(index), type_)),))
+
+    return [read(index, value) for index, value in enumerate(b.inputs)]
+
+
+def _names(fn: Callable[..., Any], inputs: Sequence[Input | Data], keywords: dict[str, Any]) -> list[str]:
     """The names of the inputs: the function's own parameters.
 
     **Raises:** `ProgramError` for inputs and keywords that the function does not take.
@@ -168,6 +222,11 @@ def _output(b: Builder, line: Line | None, value: Any) -> int:
     if isinstance(value, Scalar):
         ref = value.ref()
         assert isinstance(ref, int), "a scalar that the user holds is an instruction"
+        if _is_data(b, ref):
+            raise problem(
+                line, f"return {b.text(ref)}", "the output is data, or a function of data alone",
+                "return what the network makes of it: a readout v @ x, a wide vector or a Moment",
+            )  # fmt: skip
         b.give_name(ref, "c")
         return ref
     if value.type.space == "input":
@@ -176,6 +235,13 @@ def _output(b: Builder, line: Line | None, value: Any) -> int:
     if value.type.space == "wide" and not isinstance(b.instructions[position], Nonlin):
         b.give_name(position, "g")
     return position
+
+
+def _is_data(b: Builder, position: int) -> bool:
+    """Whether a scalar is known from the data, without any network."""
+    structure = b.structure((), True)
+    found = [structure.instructions[p] for p in reached(structure, (position,))]
+    return any(isinstance(i, DataScalar | InputVector) for i in found) and not depends_on_average(structure, position)
 
 
 def _at_user_line(error: TypeError | AttributeError) -> ProgramError | None:
@@ -189,7 +255,8 @@ def _at_user_line(error: TypeError | AttributeError) -> ProgramError | None:
             return None
         return problem(
             line, source, f"{error.obj.describe()} has no attribute {error.name!r}",
-            "vectors have sites and features, weights have T; functions of vectors are tp.nonlin, tp.moment, tp.sum, …",
+            "vectors have sites and features, scalars (tp.Data among them) sites, weights T; data with features is "
+            "tp.Input(*sites, features); functions of vectors are tp.nonlin, tp.moment, tp.sum, …",
         )  # fmt: skip
     text = str(error)
     if not any(kind in text for kind in ("Vector", "Scalar", "Matrix", "tensorprog.tracing")):

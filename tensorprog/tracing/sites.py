@@ -9,25 +9,28 @@ from typing import Any
 import numpy as np
 
 from tensorprog.ir import Coef, SiteSum, VectorType
-from tensorprog.tracing.builder import failure
+from tensorprog.show import COLUMN
+from tensorprog.tracing.builder import failure, is_number
 from tensorprog.tracing.traced import Traced
 from tensorprog.tracing.values import Scalar, Vector, gather
 
 
-def _vector(x: Any, what: str) -> Vector:
+def vector_of(x: Any, what: str) -> Vector:
     """The operand of a site operation."""
     if isinstance(x, Vector):
         return x
     remedy = "give a traced vector"
     if isinstance(x, Scalar):
-        remedy = "scalars have functions of their whole arrays: tp.scalar(jnp.sum, θ)"
+        remedy = (
+            "scalars have functions of their whole arrays, tp.scalar(jnp.sum, θ); data with features is tp.Input(…)"
+        )
     raise failure(what, f"{x!r} is no vector of the program", remedy)
 
 
 def _vectors(xs: Any, what: str) -> list[Vector]:
     if not isinstance(xs, Sequence | Traced):
         raise failure(what, f"{xs!r} is no list of vectors", "give a list of traced vectors")
-    vectors = [_vector(x, what) for x in xs]
+    vectors = [vector_of(x, what) for x in xs]
     if not vectors:
         raise failure(what, "there is no vector in the list", "give at least one traced vector")
     return vectors
@@ -56,7 +59,7 @@ def reshape(x: Vector, sites: int | Sequence[int]) -> Vector:
 
     **Raises:** `ProgramError` for a shape of another size.
     """
-    x = _vector(x, "reshape(x, …)")
+    x = vector_of(x, "reshape(x, …)")
     shape: tuple[Any, ...] = tuple(sites) if isinstance(sites, tuple | list) else (sites,)
     return gather([x], lambda source: source.reshape(shape), f"reshape({{}}; {' × '.join(map(str, shape))})")
 
@@ -84,7 +87,7 @@ def sum(x: Vector, axis: int | Sequence[int] | None = None) -> Vector:
 
     **Raises:** `ProgramError` for an axis that is no site axis.
     """
-    x = _vector(x, "sum(x)")
+    x = vector_of(x, "sum(x)")
     axes = _axes(x, axis, "sum")
     if any(x.sites[a] == 0 for a in axes):
         x.builder.fail("sum or mean of no sites", f"the vector has sites {x.sites}", "keep at least one site")
@@ -99,5 +102,41 @@ def mean(x: Vector, axis: int | Sequence[int] | None = None) -> Vector:
 
     **Raises:** `ProgramError` for an axis that is no site axis.
     """
-    x = _vector(x, "mean(x)")
+    x = vector_of(x, "mean(x)")
     return sum(x, axis).scaled(1.0 / math.prod(x.sites[a] for a in _axes(x, axis, "mean")))
+
+
+def mix(A: Any, x: Vector, axis: int = 0) -> Vector:
+    """A matrix over sites, y[…, i, …] = Σ_j A[…, i, j] x[…, j, …], along one site axis.
+
+    `A` is an array, a scalar of the program, or `tp.Data`: (I, J) with J the size of the axis. Axes of A before these
+    two run along the site axes before `axis`, and broadcast with them as in NumPy: attention scores (heads, I, J) mix
+    tokens x (J,) or (heads, J) (axis 1) into (heads, I).
+
+    **Raises:** `ProgramError` for an array of another shape, and an axis that is no site axis.
+    """
+    what = "mix(A, x)"
+    x = vector_of(x, what)
+    if not isinstance(A, Scalar) and not is_number(A):
+        x.builder.fail(what, f"{A!r} is no matrix over sites", "give an array (I, J), a scalar with sites, or tp.Data")
+    place = _axes(x, _axis(axis, "mix"), "mix")[0]
+    shape, size = (A.sites if isinstance(A, Scalar) else np.shape(A)), x.sites[place]
+    if len(shape) < 2 or shape[-1] != size:
+        x.builder.fail(
+            what, f"A has shape {shape}, axis {axis} of the sites {x.sites} has {size}",
+            f"give a matrix (I, {size}), a row for each new site",
+        )  # fmt: skip
+    before, after = x.sites[:place], len(x.sites) - place - 1
+    try:
+        np.broadcast_shapes(shape[:-2], before)
+    except ValueError:
+        x.builder.fail(
+            what, f"A has shape {shape}: its leading axes do not broadcast with the sites {before} before axis {axis}",
+            "give A the site axes before the one that is mixed, or none",
+        )  # fmt: skip
+    column = gather([x], lambda source: np.expand_dims(source, place), COLUMN)
+    spread = lambda source: source.reshape(*source.shape, *(1,) * after)
+    if after:
+        A = A.rearranged(spread, "{}") if isinstance(A, Scalar) else spread(A)
+    terms = column * A
+    return sum(terms, len(terms.sites) - after - 1)

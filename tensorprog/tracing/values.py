@@ -7,15 +7,17 @@ expression read by a Nonlin, a Moment or an output.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.functions.frozen import freeze
-from tensorprog.ir import Coef, Dim, LinComb, ScalarFn, ScalarRef, ScalarType, Sites, VectorType
+from tensorprog.ir import Coef, Dim, IntArray, LinComb, ScalarFn, ScalarRef, ScalarType, Sites, VectorType
 from tensorprog.program import is_concrete
 from tensorprog.tracing.builder import Builder, failure, is_number
 from tensorprog.tracing.calls import broadcast, function_name, nonlin_at, same_builder, same_space
@@ -71,10 +73,19 @@ class Scalar(AnyScalar):
 
     __rmatmul__ = __matmul__
 
-    def __getitem__(self, index: Any) -> NoReturn:
-        self.builder.fail(
-            f"θ[{index}]", "indices pick sites of vectors", "write tp.scalar(lambda a: a[0], θ) for scalars"
-        )
+    def __getitem__(self, index: Any) -> Scalar:
+        return self.rearranged(lambda source: source[index], f"{{}}[{index_text(index)}]")
+
+    def rearranged(self, rearrange: Callable[[np.ndarray], Any], text: str) -> Scalar:
+        """The scalar at other places of its array: `rearrange` maps an array of positions; `text` prints it."""
+        try:
+            source = rearrange(np.arange(math.prod(self.sites)).reshape(self.sites))
+        except (IndexError, ValueError, TypeError) as error:
+            self.builder.fail(
+                text.replace("{}", "θ"), f"sites of shape {self.sites}: {error}",
+                "count the site axes of the scalar from 0",
+            )  # fmt: skip
+        return _scalar_fn(self.builder, Taken(IntArray.of(np.asarray(source)), text), self)
 
     def ref(self) -> ScalarRef:
         """The scalar as one operand."""
@@ -231,6 +242,17 @@ def _merge(builder: Builder, terms: tuple[tuple[Coef, int], ...], sites: Sites) 
 # ---- scalars
 
 
+@dataclass(frozen=True)
+class Taken:
+    """The function of an array that rearranges its entries, as an index does; prints like that index."""
+
+    source: IntArray
+    name: str = field(compare=False)
+
+    def __call__(self, array: Any) -> Any:
+        return jnp.reshape(array, -1)[self.source.array]
+
+
 def _is_zero(value: Any) -> bool:
     """The 0 that Python's `sum` starts from."""
     return type(value) is int and value == 0
@@ -258,7 +280,7 @@ def _scalar_fn(builder: Builder, fn: Callable[..., Any], *values: Any) -> Any:
     if len(scalars) < len(values):
         return NotImplemented
     refs = tuple(s.ref() for s in scalars)
-    sites = broadcast(*scalars)
+    sites = fn.source.shape if isinstance(fn, Taken) else broadcast(*scalars)
     return Scalar(builder, Coef(1.0, (builder.emit(ScalarFn(freeze(fn)[0], (), refs), ScalarType(sites)),)), sites)
 
 

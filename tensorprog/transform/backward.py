@@ -18,10 +18,11 @@ import numpy as np
 from tensorprog.errors import Line, problem
 from tensorprog.functions.frozen import Function, freeze
 from tensorprog.functions.pullback import array_pullback, batched, pullback, scalar_pullback, slope
-from tensorprog.gia import reached
+from tensorprog.gia import depends_on_average, is_average, reached
 from tensorprog.ir import (
     BiasVector,
     Coef,
+    DataScalar,
     Gather,
     Inner,
     InputVector,
@@ -65,7 +66,7 @@ class Backward:
         dims = {
             t.dim for p in self.needed if isinstance(t := self.structure.types[p], VectorType) and t.space == "wide"
         }
-        averages = [p for p in self.needed if isinstance(self.structure.instructions[p], Moment | Inner)]
+        averages = [p for p in self.needed if is_average(self.structure, p)]
         if averages and len(dims) > 1:
             names = ", ".join(sorted(map(str, dims)))
             raise self.problem(
@@ -123,7 +124,7 @@ class Backward:
 
     def instruction(self, position: int, dy: Any) -> None:
         match self.structure.instructions[position]:
-            case InputVector() | BiasVector():
+            case InputVector() | DataScalar() | BiasVector():
                 return
             case MatMul(weight=weight, x=x, transposed=transposed, aspect=aspect):
                 if self.structure.vector(x).space != "input":
@@ -178,11 +179,10 @@ class Backward:
 
     def is_average(self, position: int) -> bool:
         """Whether a scalar depends on a Moment, so that it has a gradient."""
-        needed = reached(self.structure, (position,))
-        return any(isinstance(self.structure.instructions[p], Moment | Inner) for p in needed)
+        return depends_on_average(self.structure, position)
 
     def gather(self, instruction: Gather, dy: Vector) -> None:
-        """Each place of an operand collects the sites that read it."""
+        """Each place of an operand collects the sites that read it; the zero vector collects nothing."""
         source, offset = instruction.source.array.reshape(-1), 0
         for x in instruction.xs:
             sites = self.structure.vector(x).sites
@@ -198,19 +198,12 @@ class Backward:
             self.add(x, self.collected(dy, places, sites))
 
     def collected(self, dy: Vector, places: np.ndarray, sites: Sites) -> Vector:
-        """Σ of dy over each row's places among its own sites laid end to end; -1 is no place."""
+        """Σ of dy over each row's places among its own sites laid end to end; -1 is no place, the zero vector."""
         batch, own = math.prod(self.lead), math.prod(dy.sites[len(self.lead) :])
         index = np.where(places < 0, -1, np.arange(batch)[:, None, None] * own + places)
-        empty = (places < 0).any()
-        zero = [dy[(0,) * len(dy.sites)].scaled(0.0)] if empty else []
         whole = (*self.lead, *sites, places.shape[1])
-
-        def rearrange(*sources: np.ndarray) -> np.ndarray:
-            laid = np.concatenate([s.reshape(-1) for s in sources])
-            return laid[index].reshape(whole)  # -1 is the zero vector, laid last
-
         text = f"scatter({{}}; {' × '.join(map(str, sites)) or '1'})"
-        return summed(gather([dy, *zero], rearrange, text), (len(whole) - 1,))
+        return summed(gather([dy], lambda _: index.reshape(whole), text), (len(whole) - 1,))
 
     # ---- functions
 
@@ -278,10 +271,8 @@ class Backward:
         for axis in over:
             missing = wide[axis] - x.sites[start + axis]
             if x.sites[start + axis] != 1 and missing:
-                shape = [*x.sites]
-                shape[start + axis] = missing
-                zeros = expanded(x[(0,) * len(x.sites)].scaled(0.0), tuple(shape))
-                x = gather([x, zeros], partial(_concatenate, axis=start + axis), "concat({})")
+                behind = [(0, missing if a == start + axis else 0) for a in range(len(x.sites))]
+                x = gather([x], partial(np.pad, pad_width=behind, constant_values=-1), f"pad({{}}; {missing} behind)")
         return x
 
     def padded_scalar(self, x: Scalar, sites: Sites, wide: Sites) -> Scalar:
@@ -320,10 +311,6 @@ class Backward:
                 for _ in self.lead:
                     fn = batched(fn, (True, *(False for _ in refs)))
                 self.add(ref, scalar_fn(self.builder, fn, dy, *refs, numbers=instruction.numbers))
-
-
-def _concatenate(*sources: np.ndarray, axis: int) -> np.ndarray:
-    return np.concatenate(sources, axis)
 
 
 def padded(x: Any, sites: Sites, wide: Sites) -> Any:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tensorprog.gia import reached
-from tensorprog.ir import Input, verify
+from tensorprog.ir import verify
 from tensorprog.program import Program
 from tensorprog.tracing.builder import Builder
+from tensorprog.tracing.run import read_inputs
 from tensorprog.tracing.values import Vector
-from tensorprog.transform.passes import read_inputs
 from tensorprog.transform.replay import Replay, expanded
 
 
@@ -22,9 +22,12 @@ class Batch:
 
 
 def together(program: Program, size: int, ends: tuple[int, ...]) -> Batch:
-    """The program over `size` examples: each input (size, *sites, features), each end with the batch axis in front."""
+    """The program over `size` examples: inputs (size, *sites, features), data (size, *shape).
+
+    Each end has the batch axis in front, whether it depends on the example or not.
+    """
     structure = program.structure
-    inputs = tuple(Input(size, *i.shape) for i in structure.inputs)
+    inputs = tuple(type(i)(size, *i.shape) for i in structure.inputs)
     builder = Builder.like(structure, program.leaves, inputs, structure.input_names)
     replay = Replay(structure, builder, read_inputs(builder), lead=(size,))
     values = replay.run(reached(structure, ends))

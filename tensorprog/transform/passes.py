@@ -15,7 +15,6 @@ from tensorprog.ir import (
     BiasVector,
     Coef,
     Gather,
-    InputVector,
     LinComb,
     MatMul,
     ScalarType,
@@ -28,9 +27,10 @@ from tensorprog.ir import (
 )
 from tensorprog.program import Program
 from tensorprog.tracing.builder import Builder
+from tensorprog.tracing.run import read_inputs
 from tensorprog.tracing.values import Scalar, Vector
 from tensorprog.transform.backward import AVERAGE, READOUT, Backward
-from tensorprog.transform.replay import Replay, atom
+from tensorprog.transform.replay import Replay
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,6 @@ class Pass:
     lead: Sites
     power: int
     start: int  # where the backward pass begins
-
-
-def read_inputs(builder: Builder) -> list[Vector]:
-    """The inputs of a builder as vectors."""
-    types = [VectorType(i.sites, i.features, "input") for i in builder.inputs]
-    return [atom(builder, InputVector(index), type_) for index, type_ in enumerate(types)]
 
 
 def power_of(structure: Structure, output: int) -> int:

@@ -20,6 +20,7 @@ from tensorprog.functions.pullback import batched
 from tensorprog.ir import (
     BiasVector,
     Coef,
+    DataScalar,
     Gather,
     Inner,
     InputVector,
@@ -50,7 +51,8 @@ class Operator:
         """W x or Wᵀ x."""
         weight = self.builder.weights[self.index]
         dim = weight.cols if transposed else weight.rows
-        type_ = VectorType(x.sites, dim, "output" if isinstance(dim, int) else "wide")
+        sites = (*x.sites, *weight.window) if transposed else x.sites[: len(x.sites) - len(weight.window)]
+        type_ = VectorType(sites, dim, "output" if isinstance(dim, int) else "wide")
         return atom(self.builder, MatMul(self.index, x.position(), transposed, aspect), type_)
 
 
@@ -105,7 +107,7 @@ class Replay:
         self,
         structure: Structure,
         builder: Builder,
-        inputs: Sequence[Vector],
+        inputs: Sequence[Vector | Scalar],
         operators: Mapping[int, Operator] | None = None,
         *,
         lead: Sites = (),
@@ -168,7 +170,7 @@ class Replay:
         type_ = self.structure.types[position]
         rank = len(type_.sites)
         match self.structure.instructions[position]:
-            case InputVector(input=index):
+            case InputVector(input=index) | DataScalar(input=index):
                 return self.inputs[index], bool(self.lead)
             case BiasVector(bias=index) as instruction:
                 assert isinstance(type_, VectorType), "a bias is a vector"
@@ -239,7 +241,7 @@ class Replay:
 
         def rearrange(*sources: np.ndarray) -> np.ndarray:
             laid = np.concatenate([s.reshape(size, -1) for s in sources], axis=1)
-            return laid[:, source].reshape(*self.lead, *source.shape)
+            return np.where(source < 0, -1, laid[:, source]).reshape(*self.lead, *source.shape)
 
         return gather(xs, rearrange, instruction.text), True
 

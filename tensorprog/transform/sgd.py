@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,14 +21,14 @@ from tensorprog.errors import bad_argument, problem
 from tensorprog.functions.frozen import Function
 from tensorprog.functions.pullback import slope
 from tensorprog.gia import reached
-from tensorprog.ir import BiasVector, Coef, Input, MatMul, Num, Parameter, ScalarType, Structure, verify
+from tensorprog.ir import BiasVector, Coef, MatMul, Num, Parameter, ScalarType, Structure, verify
 from tensorprog.program import Program
 from tensorprog.tracing.builder import Builder, user_line
 from tensorprog.tracing.calls import take
+from tensorprog.tracing.run import read_inputs
 from tensorprog.tracing.values import Scalar, Vector, gather
 from tensorprog.transform.backward import AVERAGE, Backward, summed
 from tensorprog.transform.batching import together
-from tensorprog.transform.passes import read_inputs
 from tensorprog.transform.replay import Operator, Replay, inner_product, reshaped, scalar_fn
 
 
@@ -41,8 +42,18 @@ class Trained(Operator):
 
     def updated(self, left: Vector, right: Vector) -> None:
         """One more term; `left` carries the rate."""
-        self.left.append(reshaped(left, (math.prod(left.sites),)))
-        self.right.append(reshaped(right, (math.prod(right.sites),)))
+        self.left.append(self.laid(left, windows=False))
+        self.right.append(self.laid(right, windows=True))
+
+    def laid(self, x: Vector, windows: bool) -> Vector:
+        """A vector over one axis of uses; with windows or own sites over (uses, places) or (uses, places, offsets)."""
+        weight = self.builder.weights[self.index]
+        window = weight.window if windows else ()
+        count = math.prod(x.sites) // math.prod(weight.sites) // math.prod(window)
+        if not weight.window and not weight.sites:
+            return reshaped(x, (count,))
+        own = (math.prod(weight.sites), math.prod(window))[: 1 + windows]
+        return reshaped(x, (count, *own))
 
     def product(self, x: Vector, transposed: bool, aspect: int = 0) -> Vector:
         weight = self.builder.weights[self.index]
@@ -52,7 +63,9 @@ class Trained(Operator):
         # ΔWᵀ dy times m/n, as a backward pass has it, is Σ rate · right (left · dy)/n; other pairs need m = n.
         assert weight.rows == weight.cols or aspect == AVERAGE * transposed, "refused when the step was written"
         across, along = (self.right, self.left) if transposed else (self.left, self.right)
-        return first + combined(joined(across), joined(along), x)
+        moved = combined if not weight.window and not weight.sites else combined_over_windows
+        flat = self.laid(x, windows=not transposed)
+        return first + reshaped(moved(joined(across), joined(along), flat), first.sites)
 
 
 def _end_to_end(*sources: np.ndarray) -> np.ndarray:
@@ -66,10 +79,32 @@ def joined(parts: list[Vector]) -> Vector:
 
 def combined(across: Vector, along: Vector, x: Vector) -> Vector:
     """y[j] = Σ_i across[i] ⟨along[i], x[j]⟩/n."""
-    flat = reshaped(x, (math.prod(x.sites),))
-    pairs = inner_product(along, flat)
     column = reshaped(across, (*across.sites, 1))
-    return reshaped(summed(column * pairs, (0,)), x.sites)
+    return summed(column * inner_product(along, x), (0,))
+
+
+def combined_over_windows(across: Vector, along: Vector, x: Vector) -> Vector:
+    """y[j, p] = Σ_i across[i, p] · mean_o ⟨along[i, p, o], x[j, p, o]⟩/n, for a matrix at each place p and offset o.
+
+    Where it is `across` that has offsets, the transposed product, y[j, p, o] has them and the mean is 1/offsets.
+    """
+    if len(across.sites) == 3:
+        pairs = scalar_fn(x.builder, partial(matched, count=across.sites[2]), inner_product(along, x))
+        column = reshaped(across, (across.sites[0], 1, *across.sites[1:]))
+    else:
+        pairs = scalar_fn(x.builder, windows_matched, inner_product(along, x))
+        column = reshaped(across, (across.sites[0], 1, across.sites[1]))
+    return summed(column * pairs, (0,))
+
+
+def matched(pairs: Any, count: int) -> Any:
+    """(I, P, J, P) -> (I, J, P, 1), divided by `count`."""
+    return jnp.einsum("ipjp->ijp", pairs)[..., None] / count
+
+
+def windows_matched(pairs: Any) -> Any:
+    """(I, P, O, J, P, O) -> (I, J, P), the mean over O."""
+    return jnp.einsum("ipojpo->ijp", pairs) / pairs.shape[2]
 
 
 def sgd_step(
@@ -105,7 +140,7 @@ def sgd_step(
     _check(structure, steps, batch, test)
     runs = [program] if batch is None else [_batched(program, n) for n in (batch, test) if n]
     first = runs[0].structure
-    inputs = tuple(Input(*i.shape) for run in runs for i in run.structure.inputs)
+    inputs = tuple(i for run in runs for i in run.structure.inputs)
     names = [*structure.input_names, *(f"{name}*" for name in structure.input_names if len(runs) > 1)]
     builder = Builder.like(first, program.leaves, inputs, names)
     builder.at = user_line(outside_package=True)
@@ -162,7 +197,7 @@ class _Training:
         self.rates = self._rates(lr)
         self.losses = self._losses(loss)
 
-    def _divided(self, inputs: list[Vector]) -> list[list[Vector]]:
+    def _divided(self, inputs: list[Any]) -> list[list[Any]]:
         count = len(inputs) // len(self.structures)
         return [inputs[k * count : (k + 1) * count] for k in range(len(self.structures))]
 
