@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 
+from tensorprog.nets.layers import Fn, check_depth
 from tensorprog.tracing.builder import Number, Width
 from tensorprog.tracing.declare import bias, weight
 from tensorprog.tracing.values import Vector, nonlin
-
-Fn = Callable[[Any], Any]
-
-
-def _check_depth(x: Vector, depth: int) -> None:
-    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
-        x.builder.fail(f"depth={depth!r}", "a net has a whole number of layers", "give a depth of at least 1")
-
 
 def mlp(
     x: Vector,
@@ -33,7 +23,7 @@ def mlp(
     Recursion: H^l = σ_w² C^{l-1} + σ_b², C^l = V_φ(H^l); D^{h^l} = D^{x^l} V_φ'(H^l), D^{x^{l-1}} = σ_w² D^{h^l}
     (Tensor Programs II, §3).
     """
-    _check_depth(x, depth)
+    check_depth(x, depth)
     n = Width("n")
     h = weight("W1", n, x.features, var=var_w) @ x + bias("b1", n, var=var_b)
     for layer in range(2, depth + 1):
@@ -56,7 +46,7 @@ def mlp_tied(
     Layers are correlated: Cov(hˡ, hᵏ) = σ_w² E φ(hˡ⁻¹)φ(hᵏ⁻¹) + σ_b², and the NTK sums over all pairs of uses
     (Tensor Programs II, §5).
     """
-    _check_depth(x, depth)
+    check_depth(x, depth)
     n = Width("n")
     w, b = weight("W", n, n, var=var_w), bias("b", n, var=var_b)
     h = weight("U", n, x.features, var=var_u) @ x + b
@@ -98,10 +88,33 @@ def resnet_mlp(
     Recursion: C^l = C^{l-1} + a² σ_w² V_φ(H^l), H^l = σ_w² C^{l-1} + σ_b²; D^{l-1} = D^l + σ_w² D^{h^l}
     (docs/theory.md).
     """
-    _check_depth(x, depth)
+    check_depth(x, depth)
     n = Width("n")
     stream = weight("U", n, x.features, var=var_u) @ x
     for layer in range(1, depth + 1):
         inside = weight(f"V{layer}", n, n, var=var_w) @ stream + bias(f"b{layer}", n, var=var_b)
         stream = stream + branch * (weight(f"W{layer}", n, n, var=var_w) @ nonlin(fn, inside))
     return weight("v", 1, n, var=var_v) @ stream
+
+
+def autoencoder_tied(
+    x: Vector,
+    *,
+    fn: Fn = jax.numpy.tanh,
+    ratio: Number = 0.5,
+    var_u: Number = 1.0,
+    var_w: Number = 1.5,
+    var_b: Number = 0.1,
+    var_v: Number = 1.0,
+) -> Vector:
+    """A hidden autoencoder with tied weights: e = φ(Ux + b), z = φ(W e), d = φ(Wᵀ z), f = v·d/√n; z has width ratio·n.
+
+    W and Wᵀ both act forward, so Wᵀz = Ẑ + ρσ_w² E[φ′] e is not Gaussian: `nngp` and `ntk` refuse it, and
+    `ntk(method="backward")`, `kernels(method="backward")` and `limit` take the Ż with it (Tensor Programs III,
+    2009.10685, Theorem 2.10).
+    """
+    n, m = Width("n"), Width("m", ratio=ratio)
+    e = nonlin(fn, weight("U", n, x.features, var=var_u) @ x + bias("b", n, var=var_b))
+    w = weight("W", m, n, var=var_w)
+    decoded = w.T @ nonlin(fn, w @ e)
+    return weight("v", 1, n, var=var_v) @ nonlin(fn, decoded)
