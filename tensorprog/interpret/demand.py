@@ -251,17 +251,16 @@ class Demand:
         offsets, own_sites = math.prod(weight.window), math.prod(weight.sites)
         ratio = linear.monomials.multiply(linear.monomials.add(1.0 / offsets, ()), ratio)
         var = linear.monomials.multiply(linear.monomials.add(1.0, ((weight.var.index, 0, 1),)), ratio)
-        parts: list[Terms] = []
-        for offset in range(offsets):
-            left, right = ((p * offsets + offset)[:, None] for p in (pu, pv))
-            forms = [linear.form(z, p, top=False) for z, p in ((x, left), (y, right))]
-            constants = [linear.constant(z, p, top=False) for z, p in ((x, left), (y, right))]
-            if any(linear.moving(z) for z in (x, y)):
-                parts.append(whole(self.second_moment(system, x, y, left[:, 0], right[:, 0])))
-                continue
-            parts += [self.pair(system, a, b) for a in forms[0] for b in forms[1]]
-            parts += self.constant_parts(system, forms[0], forms[1], constants[0], constants[1], len(pu))
-        cells, coefs, seeds, factors = joined(parts, len(pu))
+        # All offsets at once, so that moments below are asked for, and defined, together.
+        left, right = ((p[:, None] * offsets + np.arange(offsets)).reshape(-1) for p in (pu, pv))
+        if linear.moving(x) or linear.moving(y):
+            parts = [whole(self.second_moment(system, x, y, left, right))]
+        else:
+            forms = [linear.form(z, p[:, None], top=False) for z, p in ((x, left), (y, right))]
+            constants = [linear.constant(z, p[:, None], top=False) for z, p in ((x, left), (y, right))]
+            parts = [self.pair(system, a, b) for a in forms[0] for b in forms[1]]
+            parts += self.constant_parts(system, forms[0], forms[1], constants[0], constants[1], len(left))
+        cells, coefs, seeds, factors = (t.reshape(len(pu), -1) for t in joined(parts, len(left)))
         if weight.sites:
             alike = (pu % own_sites == pv % own_sites)[:, None]
             coefs, seeds = np.where(alike, coefs, 0), np.where(alike, seeds, 0)

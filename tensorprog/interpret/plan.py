@@ -211,7 +211,7 @@ def _stack(arrays: Sequence[Array]) -> Array:
     return np.concatenate(arrays)
 
 
-def _repeats(signatures: Sequence[Hashable], start: int, longest: int = 12) -> tuple[int, int]:
+def _repeats(signatures: Sequence[Hashable], start: int, longest: int = 64) -> tuple[int, int]:
     """The period and the number of repeats of the best run that starts here."""
     best = (1, 1)
     for period in range(1, longest + 1):
