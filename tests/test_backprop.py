@@ -150,9 +150,9 @@ def test_gradients_are_jax_grad_s(name: str) -> None:
     x = data(program, 1)
     params = tp.init(program, jax.random.key(1), width=12)
     both = passes(program, program.structure.outputs[0])
-    run = tp.apply(both.program, params, x)
+    run = jax.jit(lambda q: tp.apply(both.program, q, x))(params)
     values = {p: v[0] for p, v in zip(both.program.structure.outputs, run, strict=True)}
-    exact = jax.jacobian(lambda q: tp.apply(program, q, x)[0])(params)
+    exact = jax.jit(jax.jacobian(lambda q: tp.apply(program, q, x)[0]))(params)
     found: dict[str, Any] = {}
     for use in both.uses:
         parameter = next(p for p in program.structure.parameters if p.name == use.parameter)
@@ -222,14 +222,19 @@ def test_the_decomposition_is_an_identity_at_finite_width(name: str) -> None:
     ends = tuple(dict.fromkeys(end for use in both.uses for end in use.ends))
     batch = together(both.program, 2, ends)
 
-    network = Network(batch.program, params, x)
-    network.run(reached(batch.program.structure, tuple(batch.places.values())))
     placed = tuple(
         replace(u, left=batch.places[u.left], right=None if u.right is None else batch.places[u.right])
         for u in both.uses
     )
-    terms = Terms(placed, len(both.lead), both.power)(network)  # type: ignore[arg-type]
-    jacobian = jax.jacobian(lambda q: tp.apply(program, q, x))(params)
+
+    @jax.jit
+    def moments(params: Any) -> Any:
+        network = Network(batch.program, params, x)
+        network.run(reached(batch.program.structure, tuple(batch.places.values())))
+        return Terms(placed, len(both.lead), both.power)(network)  # type: ignore[arg-type]
+
+    terms = moments(params)
+    jacobian = jax.jit(jax.jacobian(lambda q: tp.apply(program, q, x)))(params)
     for parameter in program.structure.parameters:
         flat = jacobian[parameter.name]
         flat = flat.reshape(2, *both.lead, -1)

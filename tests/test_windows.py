@@ -37,7 +37,8 @@ def run(body: Body, sites: tuple[int, ...]) -> tuple[Any, np.ndarray, np.ndarray
     x = jax.random.normal(jax.random.key(7), (1, *sites, 3))
     program, hidden = (tp.trace(network(b), tp.Input(*sites, 3)) for b in (body, lambda e: e.h))
     params = tp.init(program, jax.random.key(0), width=N)
-    y, h = jax.tree.map(lambda a: np.asarray(a[0]), (tp.apply(program, params, x), tp.apply(hidden, params, x)))
+    both = jax.jit(lambda q: (tp.apply(program, q, x), tp.apply(hidden, q, x)))(params)
+    y, h = jax.tree.map(lambda a: np.asarray(a[0]), both)
     return y, np.asarray(x[0]), h, params
 
 
