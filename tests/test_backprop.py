@@ -72,6 +72,45 @@ def mean_of_transposes(x: Any) -> Any:
     return tp.moment(lambda z: jnp.tanh(z + 1), W.T @ h)
 
 
+def cnn(x: Any) -> Any:
+    """Strides, dilation, all paddings, pooling with counted edges, a Flatten readout."""
+    n, m = tp.Width("n"), tp.Width("m", ratio=1.5)
+    h = tp.conv(tp.weight("W1", m, x.features, window=(3, 2)), x, strides=(1, 2)) + tp.bias("b1", m)
+    h = tp.pool(tp.nonlin(jnp.tanh, h), 3, 2, padding="SAME", count_edges=False)
+    h = tp.conv(tp.weight("W2", n, m, window=(2, 2), var=1.5), h, padding="CIRCULAR", dilation=(2, 1))
+    h = tp.nonlin(jnp.tanh, h)
+    return tp.conv(tp.weight("v", 1, n, window=h.sites, var=0.7), h, padding="VALID")[0, 0] + tp.bias("c", 1)
+
+
+def untied(x: Any) -> Any:
+    """Matrices at each site, zeros around, transposed convolutions, biases at each site; a readout at every site."""
+    n = tp.Width("n")
+    h = tp.conv_local(tp.weight("L", n, x.features, window=(2, 2), sites=(3, 2)), x) + tp.bias("b", n, sites=(3, 2))
+    h = tp.pad(tp.nonlin(jnp.tanh, h), ((0, 1), (1, 0)))
+    h = tp.nonlin(jnp.tanh, tp.conv_local(tp.weight("K", n, n, window=(3,), sites=(2,)), h, 2, padding="SAME"))
+    h = tp.conv_transpose(tp.weight("T", n, n, window=(3,)), h, 2) + tp.bias("c", n, sites=(1, 4))
+    h = tp.weight("M", n, n, sites=(4,)) @ tp.nonlin(jnp.tanh, h[:2])
+    return tp.conv(tp.weight("v", 1, n, window=(2, 1)), tp.nonlin(jnp.tanh, h))
+
+
+def graph(x: Any, adjacency: Any, mask: Any) -> Any:
+    """Data as matrices over sites and as masks, one matrix for each of several heads, attention scores."""
+    n = tp.Width("n")
+    h = tp.nonlin(jnp.tanh, tp.weight("U", n, x.features) @ tp.mix(adjacency, x)) * mask
+    h = tp.nonlin(lambda z, m: jnp.tanh(z + m), tp.weight("W", n, n) @ tp.mix(adjacency, h), scalars=(mask,))
+    scores = tp.inner(tp.weight("Q", n, n) @ h, tp.weight("K", n, n) @ h) + adjacency
+    heads = tp.mix(tp.scalar(jax.nn.softmax, scores) * np.array([1.0, -0.5])[:, None, None], h)
+    size = tp.moment(lambda z, m: m * z**2, h, scalars=(mask,))
+    return tp.weight("v", 1, n) @ (tp.mean(heads) * (size[0] + 1.0) + mask[1] * h[1])
+
+
+def average_of_windows(x: Any) -> Any:
+    n, m = tp.Width("n"), tp.Width("m", ratio=0.5)
+    h = tp.nonlin(jnp.tanh, tp.conv(tp.weight("W1", m, x.features, window=(3,)), x))
+    h = tp.nonlin(jnp.tanh, tp.conv(tp.weight("W2", n, m, window=(3,), var=1.5), h, 2) + tp.bias("b", n, sites=(2,)))
+    return tp.scalar(jnp.sum, tp.moment(lambda v, z: v * z, tp.bias("v", n, sites=(2,)), h))
+
+
 PROGRAMS = {
     **ZOO,
     "attention": tp.trace(attention, tp.Input(3, 4)),
@@ -79,6 +118,10 @@ PROGRAMS = {
     "transposes": tp.trace(transposes, tp.Input(4)),
     "average": tp.trace(average, tp.Input(4)),
     "mean_of_transposes": tp.trace(mean_of_transposes, tp.Input(4)),
+    "cnn": tp.trace(cnn, tp.Input(4, 5, 3)),
+    "untied": tp.trace(untied, tp.Input(4, 3, 2)),
+    "graph": tp.trace(graph, tp.Input(3, 4), tp.Data(3, 3), tp.Data(3)),
+    "average_of_windows": tp.trace(average_of_windows, tp.Input(4, 2)),
 }
 
 
@@ -89,7 +132,12 @@ def gradient(both: Pass, use: Use, values: dict[int, Any]) -> Any:
         left = left[..., None]
     if use.right is None:
         return left
+    weight = next(w for w in both.program.structure.weights if w.name == use.parameter)
     dy, z = (values[use.right], left) if use.transposed else (left, values[use.right])
+    if weight.window or weight.sites:
+        places, offsets = math.prod(weight.sites), math.prod(weight.window)
+        dy = dy.reshape(*dy.shape[: len(both.lead)], -1, places, dy.shape[-1])
+        return jnp.einsum("...spa,spob->...poab", dy, z.reshape(-1, places, offsets, z.shape[-1]))
     dy = dy.reshape(*dy.shape[: len(both.lead)], -1, dy.shape[-1])
     outer = jnp.einsum("...sa,sb->...ab", dy, z.reshape(-1, z.shape[-1]))
     return jnp.swapaxes(outer, -1, -2) if use.transposed else outer
@@ -102,14 +150,14 @@ def test_gradients_are_jax_grad_s(name: str) -> None:
     x = data(program, 1)
     params = tp.init(program, jax.random.key(1), width=12)
     both = passes(program, program.structure.outputs[0])
-    run = tp.apply(both.program, params, x)
+    run = jax.jit(lambda q: tp.apply(both.program, q, x))(params)
     values = {p: v[0] for p, v in zip(both.program.structure.outputs, run, strict=True)}
-    exact = jax.jacobian(lambda q: tp.apply(program, q, x)[0])(params)
+    exact = jax.jit(jax.jacobian(lambda q: tp.apply(program, q, x)[0]))(params)
     found: dict[str, Any] = {}
     for use in both.uses:
         parameter = next(p for p in program.structure.parameters if p.name == use.parameter)
         scale = math.sqrt(program.numbers[f"{parameter.name}.var"]) if parameter.scale is None else 2.0
-        fan = 1 if use.right is None else exact[use.parameter].shape[-1]
+        fan = 1 if use.right is None else exact[use.parameter].shape[-1] * math.prod(getattr(parameter, "window", ()))
         across = use.right if use.transposed and use.right is not None else use.left  # dy, scaled by its width
         readout = both.program.structure.vector(across).space == "output"
         size = 1 if readout else values[across].shape[-1]
@@ -158,7 +206,13 @@ class Network(_Network):
             self.values[position] = self.instruction(position)
 
 
-@pytest.mark.parametrize("name", ["sites_of_readouts", "transposes", "average", "mean_of_transposes", "rnn_mean"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sites_of_readouts", "transposes", "average", "mean_of_transposes", "rnn_mean",
+        "cnn", "untied", "graph", "average_of_windows",
+    ],
+)  # fmt: skip
 def test_the_decomposition_is_an_identity_at_finite_width(name: str) -> None:
     """Θ = Σ over pairs of uses (left · left̄)(right · right̄), with the interpreter's factors."""
     program, width = PROGRAMS[name], 6
@@ -168,14 +222,19 @@ def test_the_decomposition_is_an_identity_at_finite_width(name: str) -> None:
     ends = tuple(dict.fromkeys(end for use in both.uses for end in use.ends))
     batch = together(both.program, 2, ends)
 
-    network = Network(batch.program, params, x)
-    network.run(reached(batch.program.structure, tuple(batch.places.values())))
     placed = tuple(
         replace(u, left=batch.places[u.left], right=None if u.right is None else batch.places[u.right])
         for u in both.uses
     )
-    terms = Terms(placed, len(both.lead), both.power)(network)  # type: ignore[arg-type]
-    jacobian = jax.jacobian(lambda q: tp.apply(program, q, x))(params)
+
+    @jax.jit
+    def moments(params: Any) -> Any:
+        network = Network(batch.program, params, x)
+        network.run(reached(batch.program.structure, tuple(batch.places.values())))
+        return Terms(placed, len(both.lead), both.power)(network)  # type: ignore[arg-type]
+
+    terms = moments(params)
+    jacobian = jax.jit(jax.jacobian(lambda q: tp.apply(program, q, x)))(params)
     for parameter in program.structure.parameters:
         flat = jacobian[parameter.name]
         flat = flat.reshape(2, *both.lead, -1)

@@ -11,6 +11,7 @@ import pytest
 import reference
 
 import tensorprog as tp
+from tensorprog.ir import Bias
 
 SLOW = pytest.mark.slow
 ETA, WIDTH = 0.7, 12
@@ -74,6 +75,24 @@ def two_widths(x: Any) -> Any:
     return readout(n, tp.nonlin(jnp.tanh, tp.weight("W", n, m, var=1.5) @ s))
 
 
+def cnn(x: Any) -> Any:
+    n = tp.Width("n")
+    h = tp.nonlin(jnp.tanh, tp.conv(tp.weight("W1", n, x.features, window=(2, 2)), x) + tp.bias("b", n, lr=0.5))
+    h = tp.nonlin(jnp.tanh, tp.conv(tp.weight("W2", n, n, window=(2, 1), var=1.3), tp.pool(h, 2), padding="CIRCULAR"))
+    return tp.scalar(jnp.sum, readout_of_sites(n, h))
+
+
+def untied(x: Any) -> Any:
+    n = tp.Width("n")
+    h = tp.conv_local(tp.weight("L", n, x.features, window=(2,), sites=(2,)), x) + tp.bias("b", n, sites=(2,))
+    h = tp.conv_local(tp.weight("K", n, n, window=(3,), sites=(2,)), tp.nonlin(jnp.tanh, h), padding="SAME")
+    return tp.scalar(jnp.mean, readout_of_sites(n, tp.nonlin(jnp.tanh, h)))
+
+
+def readout_of_sites(n: Any, h: Any) -> Any:
+    return tp.moment(product, tp.bias("v", n, sites=h.sites), h)
+
+
 NETS = {
     "two_layers": (two_layers, (3,)),
     "three_layers": (three_layers, (3,)),
@@ -82,6 +101,8 @@ NETS = {
     "tied_rnn": (tied_rnn, (3, 2)),
     "transposed": (transposed, (3,)),
     "two_widths": (two_widths, (3,)),
+    "cnn": (cnn, (3, 2, 2)),
+    "untied": (untied, (3, 2)),
 }
 Y = np.array([1.0, -1.0])
 
@@ -99,10 +120,8 @@ def problem(name: str) -> tuple[tp.Program, Any, Any]:
 def trained(program: tp.Program, params: Any, x: Any, test: Any, steps: int) -> tuple[Any, Any]:
     """The outputs of plain gradient descent: θ −= lr·lr_p·n ∂loss/∂θ, n the width of the parameter's rows."""
     outputs, tests = [tp.apply(program, params, x)], [tp.apply(program, params, test)]
-    rates = {
-        p.name: ETA * params[p.name].shape[0] * float(program.numbers[f"{p.name}.lr"])
-        for p in program.structure.parameters
-    }
+    rows = {p.name: params[p.name].shape[-1 if isinstance(p, Bias) else -2] for p in program.structure.parameters}
+    rates = {name: ETA * size * float(program.numbers[f"{name}.lr"]) for name, size in rows.items()}
     for _ in range(steps):
         grads = jax.grad(lambda q: loss(tp.apply(program, q, x)))(params)
         params = {k: params[k] - rates[k] * grads[k] for k in params}
@@ -116,11 +135,31 @@ def test_finite_training_is_jax_grad_s(name: str) -> None:
     program, x, test = problem(name)
     steps = tp.sgd_step(program, loss, ETA, steps=2, batch=2, test=1)
     params = tp.init(program, jax.random.key(0), width=WIDTH)
-    outputs, tests, losses = tp.apply(steps, params, (x, test))
-    expected, expected_tests = trained(program, params, x[0], test[0], 2)
+    outputs, tests, losses = jax.jit(lambda q: tp.apply(steps, q, (x, test)))(params)
+    expected, expected_tests = jax.jit(lambda q: trained(program, q, x[0], test[0], 2))(params)
     np.testing.assert_allclose(outputs[0], expected, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(tests[0], expected_tests, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(losses[0], [loss(f) for f in expected], rtol=1e-9)
+
+
+def test_training_of_a_graph_network() -> None:
+    """Data take part in a batch: a matrix over sites and a mask for each example."""
+
+    def net(x: Any, adjacency: Any, mask: Any) -> Any:
+        n = tp.Width("n")
+        h = tp.nonlin(jnp.tanh, tp.weight("U", n, x.features) @ tp.mix(adjacency, x))
+        h = tp.nonlin(jnp.tanh, tp.weight("W", n, n) @ tp.mix(adjacency, h)) * mask
+        return readout(n, tp.sum(h))
+
+    rng = np.random.default_rng(0)
+    program = tp.trace(net, tp.Input(3, 2), tp.Data(3, 3), tp.Data(3))
+    x, adjacency = rng.normal(size=(2, 3, 2)), rng.integers(0, 2, (2, 3, 3))
+    mask = np.array([[True, True, False], [True, True, True]])
+    steps = tp.sgd_step(program, loss, ETA, steps=2, batch=2)
+    params = tp.init(program, jax.random.key(0), width=WIDTH)
+    run = jax.jit(lambda q: tp.apply(steps, q, (x[None], adjacency[None], mask[None])))
+    expected, _ = jax.jit(lambda q: trained(program, q, (x, adjacency, mask), (x, adjacency, mask), 2))(params)
+    np.testing.assert_allclose(run(params)[0][0], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_program_whose_sites_are_the_batch() -> None:
