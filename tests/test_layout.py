@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("transform",),
     ("interpret",),
     ("existence", "limits"),
-    ("tiles", "decomposition"),
+    ("tiles", "decomposition", "sampling"),
     ("kernel", "empirical"),
     ("predict",),
     ("plot",),

@@ -1,0 +1,1 @@
+"""Kernels as Gram matrices of samples over a whole batch of inputs, for programs beyond exact expectations."""

@@ -1,0 +1,121 @@
+"""Kernels by sampling: replicates, their mean and its standard error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from tensorprog.errors import bad_argument
+from tensorprog.program import Program, is_concrete
+from tensorprog.sampling.draws import Draws
+from tensorprog.sampling.plan import Plan, plan
+from tensorprog.sampling.run import Run
+
+Array = jax.Array
+REPLICATES = 8
+WORK = 2e11
+"""Multiplications that the default number of draws costs at most, a few tens of seconds on two cores."""
+MOST, LEAST = 2**20, 2**13
+_ELEMENTS = 2**27
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Kernels of one output with their standard errors, (N1, N2, *S, *S); the NTK None where it was not asked for."""
+
+    nngp: Array
+    ntk: Array | None
+    nngp_error: Array
+    ntk_error: Array | None
+
+
+def sampled_kernels(
+    program: Program,
+    x1: tuple[Array, ...],
+    x2: tuple[Array, ...] | None,
+    weights: Array | None,
+    samples: int | None = None,
+    key: Any = None,
+) -> list[Sampled]:
+    """Kernels of each output as Gram matrices of samples of its limit, all inputs drawn together.
+
+    x1 (N1, *sites, features) for each input, x2 or None for x1 itself. `weights` are the NTK's weights of the
+    parameters, None for the NNGP alone. `samples` draws in all, by default as many as about 2e11 multiplications allow
+    (between 2^13 and 2^20); they come in 8 independent replicates, or 4 where draws are few beside the Gaussians of a
+    family. The NNGP is the mean of the replicates' Gram matrices, hence positive semi-definite; the errors are standard
+    errors of these means, widened by Student's factor so that two of them hold in 95 of 100 cases.
+
+    **Raises:** `ProgramError` for samples that are no int ≥ 32.
+    """
+    structure = program.structure
+    first = x1[0].shape[0] if x1 else 1
+    joined = x1 if x2 is None else tuple(jnp.concatenate(pair) for pair in zip(x1, x2, strict=True))
+    size = joined[0].shape[0] if joined else 1
+    made = plan(structure, structure.outputs, size)
+    replicates, points = division(made, _samples(samples, made))
+    key = jax.random.key(0) if key is None else key
+    dtype = jnp.result_type(*(joined or (float,)))
+    one = partial(replicate, program, joined, made, points, weights, dtype)
+    keys = jax.random.split(key, replicates)
+    if all(is_concrete(jnp.asarray(a)) for a in jax.tree.leaves((program.leaves, joined, weights))):
+        runs = [one(k) for k in keys]
+        found = jax.tree.map(lambda *a: jnp.stack(a), *runs)
+    else:
+        found = jax.lax.map(jax.checkpoint(one), keys)
+    columns = slice(0, first) if x2 is None else slice(first, None)
+    results = []
+    for output, (values, tangents) in zip(structure.outputs, found, strict=True):
+        summary = partial(_summary, size=size, sites=structure.types[output].sites, first=first, columns=columns)
+        nngp, nngp_error = summary(values)
+        ntk, ntk_error = (None, None) if tangents is None else summary(tangents)
+        results.append(Sampled(nngp, ntk, nngp_error, ntk_error))
+    return results
+
+
+def replicate(
+    program: Program, inputs: tuple[Array, ...], made: Plan, points: int, weights: Array | None, dtype: Any, key: Array
+) -> list[tuple[Array, Array | None]]:
+    """Both kernels of every output from `points` draws."""
+    run = Run(program, inputs, made, Draws(key, made.gaussians, points, dtype), weights, dtype)
+    halved = lambda k: (k + k.T) / 2
+    return [(halved(v), None if t is None else halved(t)) for v, t in run.run(program.structure.outputs)]
+
+
+def _samples(samples: int | None, made: Plan) -> int:
+    if samples is None:
+        return int(2 ** round(math.log2(min(MOST, max(LEAST, WORK / made.work)))))
+    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 32:
+        raise bad_argument("samples", f"{samples!r} draws give no kernel and no standard error", "give an int ≥ 32")
+    return int(samples)
+
+
+def division(made: Plan, samples: int) -> tuple[int, int]:
+    """(replicates, draws in each): an even number of draws, a power of two where draws are Sobol points."""
+    widest = max(made.rows.values(), default=0)
+    replicates = REPLICATES if samples >= REPLICATES * 8 * widest else REPLICATES // 2
+    most = _ELEMENTS // max(1, made.elements + 2 * made.gaussians)
+    replicates = max(replicates, -(-samples // max(64, most)))
+    points = max(8, samples // replicates)
+    return replicates, 2 ** round(math.log2(points))
+
+
+def _summary(found: Array, size: int, sites: tuple[int, ...], first: int, columns: slice) -> tuple[Array, Array]:
+    """(mean, standard error) of replicates (T, R, R), as (N1, N2, *S, *S)."""
+    count = len(found)
+    widened = stats.t.ppf(0.975, count - 1) / stats.norm.ppf(0.975)
+    mean = found.mean(0)
+    error = jax.lax.stop_gradient(found.std(0, ddof=1)) * (widened / math.sqrt(count))
+
+    def shaped(rows: Array) -> Array:
+        s = math.prod(sites)
+        pairs = jnp.swapaxes(rows.reshape(size, s, size, s), 1, 2)[:first, columns]
+        return pairs.reshape(*pairs.shape[:2], *sites, *sites)
+
+    return shaped(mean), shaped(error)
