@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("interpret",),
     ("existence", "limits"),
     ("tiles", "decomposition", "sampling"),
+    ("evaluation",),
     ("kernel", "empirical"),
     ("predict",),
     ("plot",),

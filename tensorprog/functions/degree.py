@@ -1,4 +1,4 @@
-"""Functions that are polynomials of degree 1 or 2 in their vectors, whatever their scalars are: found in what JAX traces.
+"""Functions that are polynomials of degree 1 or 2 in their vectors, whatever their scalars: found in what JAX traces.
 
 (z - m)/√v is affine in z, (z - m)² of degree 2. In the limit such a Nonlin is a linear combination with scalar
 coefficients, and such a Moment a function of first and second moments: neither needs an integral.

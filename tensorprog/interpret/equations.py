@@ -43,8 +43,8 @@ class LinearEq:
 class PairEq:
     """out = E φ(u) ψ(v), Var u and Var v cells of the same-input system, Cov(u, v) a cell of this one.
 
-    Numbers of functions, here and below, are positions of monomials, or -1 - cell for a cell of the same-input system: of
-    the left input for φ, of the right one for ψ.
+    Numbers of functions, here and below, are positions of monomials, or -1 - cell for a cell of the same-input system:
+    of the left input for φ, of the right one for ψ.
     """
 
     out: Array
@@ -120,8 +120,8 @@ class DataEq:
 class ScalarEq:
     """out = all elements of fn(θ¹, …), in the same-input system, one row of `cells` and `numbers` a call.
 
-    `arguments`: by scalar, whether its elements are cells (else numbers of the program), and its shape; the function's own
-    numbers come last, `held` their shapes.
+    `arguments`: by scalar, whether its elements are cells (else numbers of the program), and its shape; the function's
+    own numbers come last, `held` their shapes.
     """
 
     out: Array

@@ -127,8 +127,8 @@ class Term:
 class Facts:
     """What is known of a vector from its history.
 
-    `scaled`: scalars of the program (Moments, data) multiply its terms, down to the next named vector; `moving`: they are
-    in the constant part of a Gaussian.
+    `scaled`: scalars of the program (Moments, data) multiply its terms, down to the next named vector; `moving`: they
+    are in the constant part of a Gaussian.
     """
 
     gaussian: bool
@@ -153,7 +153,7 @@ class Linear:
             self.facts[position] = self._facts(position)
 
     def _affine(self, position: int) -> None:
-        """A Nonlin that is affine in its vectors, given its scalars, is a linear combination with scalar coefficients."""
+        """A Nonlin that is affine in its vectors, given its scalars, is a sum with scalar coefficients."""
         instruction = self.instructions[position]
         if not isinstance(instruction, Nonlin) or instruction.over is not None or instruction.numbers:
             return

@@ -288,10 +288,9 @@ def _resolve(
     numbers = {name: a for name, a in arrays.items() if name.endswith("numbers")}
     for name, a in numbers.items():
         result[name] = np.where(a < 0, alone(np.where(a < 0, -1 - a, 0)), a)
-    if form[0] == "pair":
-        if tables is not None and tabulated(form[1], form[2], *numbers.values()):
-            result["left_line"] = tables.find(form[1], arrays["left"], arrays["phi_numbers"])
-            result["right_line"] = tables.find(form[2], arrays["right"], arrays["psi_numbers"])
+    if form[0] == "pair" and tables is not None and tabulated(form[1], form[2], *numbers.values()):
+        result["left_line"] = tables.find(form[1], arrays["left"], arrays["phi_numbers"])
+        result["right_line"] = tables.find(form[2], arrays["right"], arrays["psi_numbers"])
     if form[0] == "import":
         assert exported is not None, "imports are read from the same-input system"
         result["source"] = exported.kept(arrays["source"])

@@ -11,11 +11,11 @@ import numpy as np
 
 from tensorprog.batch import batch
 from tensorprog.functions.base import method
+from tensorprog.interpret.buffers import Alone, Buffer
 from tensorprog.interpret.equation_text import Writer
 from tensorprog.interpret.equations import PairEq
 from tensorprog.interpret.families import Family, families
 from tensorprog.interpret.latex import latex
-from tensorprog.interpret.moments import Alone, Buffer
 from tensorprog.interpret.system import Moments, cross_stage, kernel_structure, moments, parameter_weights, same_stage
 from tensorprog.program import Program
 from tensorprog.show import Printer, number_text

@@ -1,8 +1,8 @@
 """Scalars in moment equations: Moments, data and functions of them are cells of the same-input system.
 
-A scalar is a number for each input, so it is what a variance is: a cell that depends on one input. Where it multiplies a
-vector, the vector's moments are Σ coef · factor · cell with such a factor; where a function takes it, it stands among the
-function's numbers. Scalars have no tangent: in the limit their gradients vanish (docs/theory.md).
+A scalar is a number for each input, so it is what a variance is: a cell that depends on one input. Where it multiplies
+a vector, the vector's moments are Σ coef · factor · cell with such a factor; where a function takes it, it stands among
+the function's numbers. Scalars have no tangent: in the limit their gradients vanish (docs/theory.md).
 """
 
 from __future__ import annotations
@@ -143,7 +143,9 @@ class Scalars:
             case Moment(fn=fn, vectors=(x, y), scalars=()) if fn == _PRODUCT:
                 own = (linear.broadcast(v, linear.sites(ref)) for v in (x, y))
                 return ask.second_moment(ask.same, x, y, *own)
-            case Moment(fn=fn, vectors=vectors, scalars=(), numbers=()) as instruction if self._degree(instruction) <= 1:
+            case Moment(fn=fn, vectors=vectors, scalars=(), numbers=()) as instruction if (
+                self._degree(instruction) <= 1
+            ):
                 return self._affine(ref, fn, vectors)
             case Moment() as instruction if self._degree(instruction) <= 2:
                 return self._polynomial(ref, instruction)

@@ -16,9 +16,10 @@ import numpy as np
 from tensorprog.batch import require_program
 from tensorprog.errors import ProgramError, bad_argument, problem
 from tensorprog.gia import Finding, backward_products, forward_transposes, readout_findings
+from tensorprog.interpret.buffers import Alone, Buffer, Context
 from tensorprog.interpret.demand import Demand
 from tensorprog.interpret.equations import UNIT, ZERO, ImportEq, JointEq, LinearEq, PairEq
-from tensorprog.interpret.moments import Alone, Buffer, Context, evaluate
+from tensorprog.interpret.moments import evaluate
 from tensorprog.interpret.plan import Plan, Tables, plan
 from tensorprog.interpret.sizes import sizes
 from tensorprog.ir import Bias, Parameter, Sites, Structure, fan

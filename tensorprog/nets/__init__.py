@@ -92,4 +92,9 @@ def net(name: str) -> Net:
     return NETS[name]
 
 
-__all__ = ["NETS", "ZOO", "Net", "net", *sorted(NETS)]
+__all__ = [
+    "NETS", "ZOO", "Net", "autoencoder_tied", "batchnorm_cnn", "batchnorm_mlp", "cnn_flatten", "cnn_gap", "cnn_maxpool",
+    "deep_sets", "dropout_mlp", "gcn", "gru", "layernorm_mlp", "lstm", "mlp", "mlp_tied", "mlp_two_widths", "net",
+    "resnet", "resnet_mlp", "rmsnorm_mlp", "rnn", "rnn_bidirectional", "rnn_mean", "siamese", "swiglu", "transformer",
+    "unet", "wide_resnet",
+]  # fmt: skip

@@ -32,9 +32,9 @@ def transformer(
     var_p: Number = 1.0,
     var_v: Number = 1.0,
 ) -> Vector:
-    """Encoder blocks k = U x, y = k + Σ_j A_ij k_j, z = LN(y), x ← LN(z + W² φ(W¹ z + b¹) + b²), read from the mean token.
+    """Encoder blocks k = U x, y = k + Σ_j A_ij k_j, z = LN(y), x ← LN(z + W² φ(W¹ z + b¹) + b²), read at the mean.
 
-    A = softmax(k_i·k_j / (n τ)): scores are averages over the width, which converge; with the usual 1/√n they would not.
+    A = softmax(k_i·k_j / (n τ)): scores are averages over the width, which converge; with the usual 1/√n they do not.
     `tied`: queries, keys and values are one k. Separate ones have scores that tend to 0, independent queries and keys
     being orthogonal, so A is uniform; y is then x + Σ_j A_ij v_j with values v, after a first embedding.
     `causal`: token i sees j ≤ i. `mask`, `tp.Data(T)`: 1 for tokens that are there, 0 for padding; the mean is theirs.

@@ -72,8 +72,8 @@ def cnn_gap(
 ) -> Vector:
     """A CNN read from the mean of its sites, f = v·(1/|S|) Σ_s φ(h^depth[s])/√n: all pairs of sites enter.
 
-    Recursion: H_{st} = σ_w² mean_o C_{s+o, t+o} + σ_b², C = V_φ(H) (Novak et al. 2019, 1810.05148, §3; Arora et al. 2019,
-    1904.11955).
+    Recursion: H_{st} = σ_w² mean_o C_{s+o, t+o} + σ_b², C = V_φ(H) (Novak et al. 2019, 1810.05148, §3; Arora et al.
+    2019, 1904.11955).
     """
     n = Width("n")
     hidden = _trunk(x, n, depth, fn, window, padding, var_w, var_b)
@@ -126,10 +126,10 @@ def resnet(
     var_b: Number = 0.1,
     var_v: Number = 1.0,
 ) -> Vector:
-    """A pre-activation ResNet of `depth` blocks: x ← x + a W² ∗ φ(W¹ ∗ φ(x) + b¹) + a b², read from φ's mean over sites.
+    """A pre-activation ResNet of `depth` blocks: x ← x + a (W² ∗ φ(W¹ ∗ φ(x) + b¹) + b²), read from mean φ.
 
-    Moments of the stream and of a branch add: C^l = C^{l-1} + a² H(V_φ(H(V_φ(C^{l-1})))) with the convolutions' H (He et
-    al. 2016, 1603.05027, for the order of operations).
+    Moments of the stream and of a branch add: C^l = C^{l-1} + a² H(V_φ(H(V_φ(C^{l-1})))) with the convolutions' H
+    (He et al. 2016, 1603.05027, for the order of operations).
     """
     _images(x, depth)
     n = Width("n")
@@ -151,7 +151,7 @@ def wide_resnet(
     var_b: Number = 0.1,
     var_v: Number = 1.0,
 ) -> Vector:
-    """A wide ResNet: `groups` groups of `depth` pre-activation blocks, sites halved and channels doubled between groups.
+    """A wide ResNet: `groups` groups of `depth` pre-activation blocks, sites halved, channels doubled between groups.
 
     The first block of a later group has stride 2 and a projection of its input by a window of one site. Widths drop out
     of both kernels (Zagoruyko and Komodakis 2016, 1605.07146).

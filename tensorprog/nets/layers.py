@@ -73,6 +73,6 @@ def convolution(
     cols: Width | None = None,
     **options: Any,
 ) -> Vector:
-    """W ∗ x + b, one bias for all sites (None: no bias); `cols` is the width of x, n by default; `options` go to `conv`."""
+    """W ∗ x + b, one bias for all sites or None; `cols`: the width of x, n by default; `options` of `conv`."""
     y = conv(weight(f"W{name}", n, columns(x, cols or n), var=var_w, window=window), x, **options)
     return y if var_b is None else y + bias(f"b{name}", n, var=var_b)

@@ -9,6 +9,7 @@ from tensorprog.tracing.builder import Number, Width
 from tensorprog.tracing.declare import bias, weight
 from tensorprog.tracing.values import Vector, nonlin
 
+
 def mlp(
     x: Vector,
     *,

@@ -79,8 +79,8 @@ def batchnorm_mlp(
 ) -> Vector:
     """hˡ⁺¹ = Wˡ⁺¹ φ(BN(hˡ)), f[i] = v·φ(BN(h^depth))[i]/√n for each example i of a batch; one input is one batch.
 
-    BN(h) = √B (h − mean)/|h − mean| over the batch, for each coordinate, without ε or affine part (a bias before it would
-    drop out). For relu and the identity by one- and two-dimensional integrals, for other functions from samples
+    BN(h) = √B (h − mean)/|h − mean| over the batch, for each coordinate, without ε or affine part (a bias before it
+    would drop out). For relu and the identity by one- and two-dimensional integrals, for other functions from samples
     (Tensor Programs II, 2006.14548, appendix on batch norm; Yang et al. 2019, 1902.08129). Data (N, B, features) give
     kernels (N1, N2, B, B).
     """
@@ -102,7 +102,7 @@ def batchnorm_cnn(
     var_w: Number = 1.0,
     var_v: Number = 1.0,
 ) -> Vector:
-    """Convolutions with batch norm over examples and sites together, f[i] = v·(mean over sites of φ(BN(h^depth)))[i]/√n.
+    """Convolutions with batch norm over examples and sites, f[i] = v·(mean over sites of φ(BN(h^depth)))[i]/√n.
 
     One input is one batch of images, (N, B, height, width, channels); kernels (N1, N2, B, B). As `batchnorm_mlp`, with
     the Gaussians of all examples at all sites of a channel as the batch.

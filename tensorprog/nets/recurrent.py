@@ -11,13 +11,12 @@ from tensorprog.tracing.declare import bias, weight
 from tensorprog.tracing.sites import mean, stack
 from tensorprog.tracing.values import Vector, nonlin
 
+
 def _check_time(x: Vector) -> None:
     check_rank(x, (1,), f"a recurrent net that reads {x.features} features", "give tp.Input(time, features)")
 
 
-def _states(
-    x: Vector, n: Width, fn: Fn, var_w: Number, var_u: Number, var_b: Number, suffix: str = ""
-) -> list[Vector]:
+def _states(x: Vector, n: Width, fn: Fn, var_w: Number, var_u: Number, var_b: Number, suffix: str = "") -> list[Vector]:
     """s¹ = φ(U x¹ + b), sᵗ = φ(W sᵗ⁻¹ + U xᵗ + b), one W, U and b for all times."""
     _check_time(x)
     w = weight(f"W{suffix}", n, n, var=var_w)
@@ -114,15 +113,10 @@ def gru(
     """
     n = Width("n")
     pre = _Gates(x, n, "zra", var_w, var_u, var_b)
-    h: Vector | None = None
-    for t in range(x.sites[0]):
-        z = nonlin(gate, pre("z", t, h))
-        if h is None:
-            h = z * nonlin(fn, pre("a", t, None))
-            continue
-        r = nonlin(gate, pre("r", t, h))
+    h = nonlin(gate, pre("z", 0, None)) * nonlin(fn, pre("a", 0, None))
+    for t in range(1, x.sites[0]):
+        z, r = nonlin(gate, pre("z", t, h)), nonlin(gate, pre("r", t, h))
         h = (h - z * h) + z * nonlin(fn, pre("a", t, r * h))
-    assert h is not None, "an input has at least one time"
     return weight("v", 1, n, var=var_v) @ h
 
 
@@ -142,11 +136,9 @@ def lstm(
     """
     n = Width("n")
     pre = _Gates(x, n, "ifoc", var_w, var_u, var_b)
-    h: Vector | None = None
-    c: Vector | None = None
-    for t in range(x.sites[0]):
-        new = nonlin(gate, pre("i", t, h)) * nonlin(fn, pre("c", t, h))
-        c = new if c is None else nonlin(gate, pre("f", t, h)) * c + new
+    c = nonlin(gate, pre("i", 0, None)) * nonlin(fn, pre("c", 0, None))
+    h = nonlin(gate, pre("o", 0, None)) * nonlin(fn, c)
+    for t in range(1, x.sites[0]):
+        c = nonlin(gate, pre("f", t, h)) * c + nonlin(gate, pre("i", t, h)) * nonlin(fn, pre("c", t, h))
         h = nonlin(gate, pre("o", t, h)) * nonlin(fn, c)
-    assert h is not None, "an input has at least one time"
     return weight("v", 1, n, var=var_v) @ h

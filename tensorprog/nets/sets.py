@@ -84,9 +84,7 @@ def siamese(
     check_depth(x, depth)
     n = Width("n")
     if x.features != y.features:
-        x.builder.fail(
-            "siamese(x, y)", f"the inputs have {x.features} and {y.features} features", "give both the same"
-        )
+        x.builder.fail("siamese(x, y)", f"the inputs have {x.features} and {y.features} features", "give both the same")
     weights = [weight(f"W{k}", n, x.features if k == 1 else n, var=var_w) for k in range(1, depth + 1)]
     biases = [bias(f"b{k}", n, var=var_b) for k in range(1, depth + 1)]
 

@@ -1,0 +1,72 @@
+"""What the evaluation of a system works on: values of cells for all pairs, and what is known beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+Array = jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Alone:
+    """What is known of each input by itself: same-input cells and bounds, (cells, n), and sides of expectations."""
+
+    value: Array
+    error: Array | None
+    sides: list[Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the equations of one evaluation read besides the buffer; `left` and `right` in the crossing system only.
+
+    `matched` takes each input with itself, (n,) in place of all pairs (n1, n2); `valid` marks pairs that are wanted.
+    """
+
+    inputs: tuple[tuple[Array, ...], tuple[Array, ...]]
+    monomials: Array
+    seeds: Array | None = None
+    left: Alone | None = None
+    right: Alone | None = None
+    valid: Array | None = None
+    matched: bool = False
+
+    def spread(self, array: Array, side: str) -> Array:
+        """Same-input quantities (m, n, …) of one side against pairs (m, n1, n2, …), or matched ones (m, n, …)."""
+        if self.matched:
+            return array
+        return array[:, :, None] if side == "left" else array[:, None]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Buffer:
+    """Values of cells, their tangents (the NTK's), and bounds on the errors of both; None where not asked for."""
+
+    value: Array
+    tangent: Array | None
+    error: Array | None
+    tangent_error: Array | None
+
+
+Result = tuple[Array, Array | None, Array | None, Array | None]
+"""A rule's value, tangent, error and the tangent's error; None where it is 0 or not asked for."""
+
+
+def one_input(context: Context, buffer: Buffer, rows: Any, side: str) -> tuple[Array, Array | None]:
+    """Same-input cells (m, K) and their errors, against this system's pairs."""
+    known = context.left if side == "left" else context.right
+    if known is None:
+        return buffer.value[rows], None if buffer.error is None else buffer.error[rows]
+
+    def spread(values: Array) -> Array:
+        found = values[rows]  # (m, K, n)
+        if context.matched:
+            return found
+        return found[..., :, None] if side == "left" else found[..., None, :]
+
+    return spread(known.value), None if known.error is None else spread(known.error)

@@ -1,0 +1,147 @@
+"""Rules of equations that need no integral: sums, products, imports, inputs, data, functions of scalars."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tensorprog.interpret.buffers import Array, Buffer, Context, Result, one_input
+from tensorprog.interpret.plan import Group
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def _spread(values: Array, like: Array) -> Array:
+    """(m, K) coefficients against (m, K, *batch) values."""
+    return values.reshape(*values.shape, *(1,) * (like.ndim - values.ndim))
+
+
+def _weighted(coefs: Array, values: Array) -> Array:
+    """Σ_k coef_k · value_k: (m, K) or (m, K, *batch) with (m, K, *batch)."""
+    if coefs.ndim == 2 and values.shape[1] > 8:
+        return jnp.einsum("mk,mk...->m...", coefs, values, precision=HIGHEST)
+    return (_spread(coefs, values) * values).sum(1)
+
+
+def linear(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
+    cells = arrays["cells"]
+    coefs = context.monomials[arrays["coefs"]]
+    return _sum(cells, coefs, arrays["seeds"], context, buffer)
+
+
+def scaled(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
+    """A sum whose coefficients are scalars of the input on one side."""
+    side = group.form[1]  # type: ignore[index]
+    value, error = one_input(context, buffer, arrays["factors"], side)
+    coefs = _spread(context.monomials[arrays["coefs"]], value)
+    moved = None if error is None else jnp.abs(coefs) * error
+    return _sum(arrays["cells"], coefs * value, arrays["seeds"], context, buffer, moved)
+
+
+def _sum(cells: Any, coefs: Array, seeds: Any, context: Context, buffer: Buffer, moved: Array | None = None) -> Result:
+    """Σ_k coef_k · cell_k with coefficients (m, K) or (m, K, *pairs); `moved` bounds the coefficients' own errors."""
+    values = buffer.value[cells]
+    value = _weighted(coefs, values)
+    tangent = error = tangent_error = None
+    epsilon = 4 * jnp.finfo(value.dtype).eps
+    if buffer.error is not None:
+        error = _weighted(jnp.abs(coefs), buffer.error[cells]) + epsilon * _weighted(jnp.abs(coefs), jnp.abs(values))
+        if moved is not None:
+            error = error + _weighted(moved, jnp.abs(values))
+    if buffer.tangent is not None and context.seeds is not None:
+        own = context.seeds[seeds]
+        tangents = buffer.tangent[cells]
+        tangent = _weighted(coefs, tangents) + _weighted(own, values)
+        if buffer.tangent_error is not None and buffer.error is not None:
+            sizes = _weighted(jnp.abs(coefs), jnp.abs(tangents)) + _weighted(jnp.abs(own), jnp.abs(values))
+            tangent_error = _weighted(jnp.abs(coefs), buffer.tangent_error[cells])
+            tangent_error += _weighted(jnp.abs(own), buffer.error[cells]) + epsilon * sizes
+            if moved is not None:
+                tangent_error = tangent_error + _weighted(moved, jnp.abs(tangents))
+    return value, tangent, error, tangent_error
+
+
+def product(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
+    cells = arrays["cells"]
+    count = cells.shape[1]
+    values = buffer.value[cells]
+    value = values.prod(1)
+    rest = [jnp.stack([values[:, j] for j in range(count) if j != k], 1).prod(1) for k in range(count)]
+
+    def derivative(of: Array | None) -> Array | None:
+        return None if of is None else sum((of[cells[:, k]] * rest[k] for k in range(count)), jnp.zeros_like(value))
+
+    error = tangent_error = None
+    if buffer.error is not None:
+        error = sum((buffer.error[cells[:, k]] * jnp.abs(rest[k]) for k in range(count)), jnp.zeros_like(value))
+        if buffer.tangent_error is not None and buffer.tangent is not None:
+            relative = error / jnp.maximum(jnp.abs(value), jnp.finfo(value.dtype).tiny)
+            sizes = [buffer.tangent_error[cells[:, k]] * jnp.abs(rest[k]) for k in range(count)]
+            moving = [jnp.abs(buffer.tangent[cells[:, k]] * rest[k]) * relative for k in range(count)]
+            tangent_error = sum([*sizes, *moving], jnp.zeros_like(value))
+    return value, derivative(buffer.tangent), error, tangent_error
+
+
+def import_(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
+    side = group.form[1]  # type: ignore[index]
+    known = context.left if side == "left" else context.right
+    assert known is not None, "imports belong to the crossing system"
+    shape = (arrays["source"].shape[0], *buffer.value.shape[1:])
+    value = jnp.broadcast_to(context.spread(known.value[arrays["source"]], side), shape)
+    if buffer.error is None or known.error is None:
+        return value, None, None, None
+    return value, None, jnp.broadcast_to(context.spread(known.error[arrays["source"]], side), shape), None
+
+
+def leaf(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
+    _, i, j = group.form  # type: ignore[misc]
+
+    def sites(side: int, index: int, name: str) -> Array:
+        x = context.inputs[side][index]
+        return x.reshape(x.shape[0], -1, x.shape[-1])[:, arrays[name]]
+
+    left, right = sites(0, i, "left_sites"), sites(1, j, "right_sites")
+    form = "amd,bmd->mab" if context.left is not None and not context.matched else "amd,amd->ma"
+    scale = left.shape[-1]
+    value = jnp.einsum(form, left, right, precision=HIGHEST) / scale
+    error = None
+    if buffer.error is not None:
+        sizes = jnp.einsum(form, jnp.abs(left), jnp.abs(right), precision=HIGHEST) / scale
+        error = 4 * jnp.finfo(value.dtype).eps * sizes
+    return value, None, error, None
+
+
+def data(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
+    x = context.inputs[0][group.form[1]]  # type: ignore[index]
+    return x.reshape(x.shape[0], -1).T[arrays["sites"]], None, None, None
+
+
+def scalar(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
+    """Functions of whole arrays of scalars, one call a row and an input."""
+    _, fn, arguments, held = group.form  # type: ignore[misc]
+    cells, ids = arrays["calls"], arrays["monomials"]
+
+    def call(cells: Array, numbers: Array) -> Array:
+        parts, places = {True: cells, False: numbers}, {True: 0, False: 0}
+
+        def take(is_cell: bool, shape: tuple[int, ...]) -> Array:
+            start = places[is_cell]
+            places[is_cell] = start + math.prod(shape)
+            return parts[is_cell][start : places[is_cell]].reshape(shape)
+
+        own = [take(*argument) for argument in arguments]
+        found = fn(*own, numbers=tuple(take(False, shape) for shape in held))
+        return jnp.asarray(found, cells.dtype).reshape(-1)
+
+    inputs = jax.vmap(call, in_axes=(1, None), out_axes=1)  # cells (K, n), numbers (L,)
+    values, numbers = buffer.value[cells], context.monomials[ids]
+    value = jax.vmap(inputs)(values, numbers)
+    error = None
+    if buffer.error is not None:
+        slopes = jax.vmap(jax.vmap(jax.jacfwd(call), in_axes=(1, None), out_axes=2))(values, numbers)
+        moved = jnp.einsum("qmkn,qkn->qmn", jnp.abs(slopes), buffer.error[cells])
+        error = (moved + 16 * jnp.finfo(value.dtype).eps * jnp.abs(value)).reshape(-1, value.shape[-1])
+    return value.reshape(-1, value.shape[-1]), None, error, None
