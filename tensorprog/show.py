@@ -126,7 +126,7 @@ class Printer:
             case LinComb(terms=(), constants=constants):
                 return len(constants) > 1
             case LinComb(terms=terms, constants=constants):
-                return len(terms) + len(constants) > 1 or not self.term(*terms[0])[1].startswith("mean(")
+                return len(terms) + len(constants) > 1 or not self.term(*terms[0])[1].startswith(("mean(", "pool("))
             case ScalarFn(fn=fn):
                 return _SCALARS.get(fn) in (*_SUMS, " / ") or fn == _RECIPROCAL
             case Nonlin(fn=fn, scalars=scalars, over=over):
