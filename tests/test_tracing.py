@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from zoo import data
 
 import tensorprog as tp
 from tensorprog.ir import Coef, LinComb
@@ -628,8 +629,10 @@ def test_zoo(name):
     program = tp.nets.ZOO[name]
     assert tp.check(program).ok and tp.check(program).gia
     params = tp.init(program, jax.random.key(0), 8)
-    x = jnp.ones((2, *program.structure.inputs[0].shape))
-    assert tp.apply(program, params, x).shape == (2,)
+    found = tp.apply(program, params, data(program, 2))
+    outputs = program.structure.outputs
+    shapes = [(2, *program.structure.types[o].sites) for o in outputs]
+    assert [y.shape for y in (found if isinstance(found, tuple) else (found,))] == shapes
     assert tp.nets.net(name).program() == program
 
 
