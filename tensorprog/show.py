@@ -261,7 +261,7 @@ class Printer:
         if fn == _RECIPROCAL:
             return f"1 / {self.scalar_factor(scalars[0])}"
         infix = _SCALARS.get(fn)
-        if "{}" in fn.name:  # an index
+        if fn.name.startswith("{}"):  # an index
             return fn.name.replace("{}", self.scalar_factor(scalars[0]))
         if infix is None or len(scalars) != 2:
             return self.call(fn.name, (), scalars)

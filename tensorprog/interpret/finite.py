@@ -70,10 +70,10 @@ def apply(program: Program, params: Mapping[str, jax.Array], x: Any = None, *, a
     """The finite network's outputs: y = f(params, x), a pure JAX function.
 
     W = scale·θ/√fan and b = scale·θ + mean are formed inside (NTK parameterization). x is (N, *sites, features), or a
-    tuple for several inputs. A readout over sites S gives (N, *S) for one row, (N, *S, k) for k rows; a wide vector
-    (N, *S, n); a scalar (N, *S); a tuple of outputs a tuple; a program without inputs the same without N. `at` names
-    another vector or scalar of the listing. The dtype is the inputs' (integers: the default float dtype), and
-    parameters and numbers are cast to it; without inputs it is the parameters'.
+    tuple for several inputs, `Data` among them (N, *shape). A readout over sites S gives (N, *S) for one row,
+    (N, *S, k) for k rows; a wide vector (N, *S, n); a scalar (N, *S); a tuple of outputs a tuple; a program without
+    inputs the same without N. `at` names another vector or scalar of the listing. The dtype is the inputs' (integers:
+    the default float dtype), and data, parameters and numbers are cast to it; without inputs it is the parameters'.
 
     **Raises:** `ProgramError` for data that do not fit, parameters that are missing or of other shapes, unknown names.
     """
