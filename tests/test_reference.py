@@ -112,11 +112,12 @@ def test_layer_norm_over_sites() -> None:
     """No case has it: by its formula, both kernels over the square roots of the mean variances over sites."""
     case = reference.case("full_conv1d")
     x1, x2 = batch(case, 0), batch(case, 1)
-    plain, normed = (
-        tp.trace(layers.network, tp.Input(*case.x1.shape[1:]), spec=[case.spec[0], *norm, case.spec[2]])
-        for norm in ([], [{"op": "LayerNorm", "axis": [1, -1]}])
+    norm = {"op": "LayerNorm", "axis": [1, -1]}
+    first, plain, normed = (
+        tp.trace(layers.network, tp.Input(*case.x1.shape[1:]), spec=spec)
+        for spec in ([case.spec[0]], [case.spec[0], case.spec[2]], [case.spec[0], norm, case.spec[2]])
     )
-    variances = [np.einsum("aapp->ap", tp.second_moment(plain, "g1", "g1", x)) for x in (x1, x2)]
+    variances = [np.einsum("aapp->ap", tp.nngp(first, x)) for x in (x1, x2)]
     scale = np.sqrt(np.outer(*(v.mean(1) for v in variances)))[:, :, None, None]
     before, after = tp.kernels(plain, x1, x2), tp.kernels(normed, x1, x2)
     bias = case.spec[2]["b_std"] ** 2
