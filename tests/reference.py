@@ -17,6 +17,8 @@ class Case:
 
     - `spec`: operations in order, each a dict with "op" and its numbers; `conventions()` defines them.
     - `arrays`: "nngp_12", "ntk_12" (x1 against x2) and, unless the case is only of x1 against x2, "nngp_11", "ntk_11".
+    - `graphs`: of networks over graphs, each graph's own matrix, for x1 and for x2.
+    - `full`: nothing is read out, the arrays have all pairs of positions, (n1, n2, A, A, B, B) for (A, B).
     - `quadrature`: by array, how far the reference itself moved when its quadrature was refined; empty if exact.
     """
 
@@ -27,17 +29,15 @@ class Case:
     arrays: dict[str, np.ndarray]
     words: str
     quadrature: dict[str, float]
-
-    @property
-    def ops(self) -> frozenset[str]:
-        """Names of all operations, those in branches included."""
-        return frozenset(_ops(self.spec))
+    graphs: tuple[np.ndarray, np.ndarray] | None
+    full: bool
 
 
 def case(name: str) -> Case:
     """The case of that name; `names()` lists them."""
     entry, npz = _layers()[1][name], _arrays("layers")
     prefix = f"{name}__"
+    graphs = tuple(npz[f"in__{pattern}"] for pattern in entry.get("pattern", ()))
     return Case(
         name=name,
         spec=entry["spec"],
@@ -46,6 +46,8 @@ def case(name: str) -> Case:
         arrays={key.removeprefix(prefix): array for key, array in npz.items() if key.startswith(prefix)},
         words=entry["words"],
         quadrature=entry.get("quadrature_change") or {},
+        graphs=(graphs[0], graphs[1]) if graphs else None,
+        full=entry.get("full", False),
     )
 
 
@@ -90,11 +92,3 @@ def _json(stem: str) -> dict[str, Any]:
 def _arrays(stem: str) -> dict[str, np.ndarray]:
     with np.load(DATA / f"{stem}.npz") as npz:
         return {key: npz[key] for key in npz.files}
-
-
-def _ops(spec: Any) -> list[str]:
-    if isinstance(spec, list):
-        return [op for item in spec for op in _ops(item)]
-    if isinstance(spec, dict):
-        return [spec["op"]] * ("op" in spec) + [op for value in spec.values() for op in _ops(value)]
-    return []
