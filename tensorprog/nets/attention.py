@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tensorprog.nets.layers import Fn, attend, check_depth, check_rank, columns, layer_norm
 from tensorprog.tracing.builder import Number, Width
@@ -51,13 +50,12 @@ def transformer(
             f"give tp.Data({tokens}), 1 for tokens that are there and 0 for padding",
         )  # fmt: skip
     n = Width("n")
-    seen = np.tril(np.ones((tokens, tokens))) if causal else np.ones((tokens, tokens))
     hidden = x
     if not tied:
         hidden = weight("E", n, x.features, var=var_u) @ x
     for layer in range(1, depth + 1):
         start = bias("p", n, var=var_p, sites=(tokens,)) if position and layer == 1 else None
-        y = _attention(layer, hidden, start, n, tied, seen, mask, temperature, var_u)
+        y = _attention(layer, hidden, start, n, tied, causal, mask, temperature, var_u)
         z = layer_norm(y)
         inside = _biased(weight(f"W{layer}a", n, n, var=var_w) @ z, f"b{layer}a", n, var_b)
         outside = _biased(weight(f"W{layer}b", n, n, var=var_w) @ nonlin(fn, inside), f"b{layer}b", n, var_b)
@@ -66,7 +64,7 @@ def transformer(
 
 
 def _attention(
-    layer: int, x: Vector, start: Vector | None, n: Width, tied: bool, seen: np.ndarray, mask: Scalar | None,
+    layer: int, x: Vector, start: Vector | None, n: Width, tied: bool, causal: bool, mask: Scalar | None,
     temperature: Number, var_u: Number,
 ) -> Vector:  # fmt: skip
     """What is attended to, added to the stream."""
@@ -77,20 +75,26 @@ def _attention(
     if tied:
         keys = linear("U")
         keys = keys if start is None else keys + start
-        return keys + attend(_scores(keys, keys, seen, mask, temperature), keys)
+        return keys + attend(_scores(keys, keys, causal, mask, temperature), keys)
     x = x if start is None else x + start
     queries, keys, values = linear("Q"), linear("K"), linear("V")
-    return x + attend(_scores(queries, keys, seen, mask, temperature), values)
+    return x + attend(_scores(queries, keys, causal, mask, temperature), values)
 
 
-def _scores(q: Vector, k: Vector, seen: np.ndarray, mask: Scalar | None, temperature: Number) -> Scalar:
+def _scores(q: Vector, k: Vector, causal: bool, mask: Scalar | None, temperature: Number) -> Scalar:
     """q·k/(nτ), −∞ for what is not seen."""
     products = inner(q, k) / temperature
-    if mask is None:
-        return scalar(lambda s: jnp.where(seen > 0, s, -jnp.inf), products)
-    # A row whose tokens are all masked (padding itself) sees itself, so that its softmax is defined.
-    eye = np.eye(len(seen))
-    return scalar(lambda s, m: jnp.where((seen * (m[None, :] > 0) + eye) > 0, s, -jnp.inf), products, mask)
+    if mask is not None:
+        return scalar(partial(_hidden, causal=causal), products, mask)
+    return scalar(partial(_hidden, causal=True), products, 1.0) if causal else products
+
+
+def _hidden(scores: jax.Array, mask: jax.Array, causal: bool) -> jax.Array:
+    """Scores of tokens that are seen; a token that sees none (padding) sees itself, so that its softmax is defined."""
+    count = scores.shape[-1]
+    earlier = jnp.tril(jnp.ones((count, count), bool)) if causal else jnp.ones((count, count), bool)
+    seen = earlier & (jnp.broadcast_to(mask, (count,)) > 0)
+    return jnp.where(seen | jnp.eye(count, dtype=bool), scores, -jnp.inf)
 
 
 def _biased(y: Vector, name: str, n: Width, var_b: Number | None) -> Vector:
@@ -102,6 +106,3 @@ def _average(x: Vector, mask: Scalar | None) -> Vector:
     if mask is None:
         return mean(x)
     return mix(scalar(lambda m: ((m > 0) / jnp.maximum((m > 0).sum(), 1))[None], mask), x)[0]
-
-
-__all__: list[Any] = ["transformer"]
