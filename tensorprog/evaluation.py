@@ -23,13 +23,17 @@ from tensorprog.program import Program
 Array = jax.Array
 
 
-def tile_side(m: Moments) -> int:
-    """The side of this program's tiles, from the rows of its buffer."""
-    costly = any(
+def is_costly(m: Moments) -> bool:
+    """Whether some expectation has no closed form."""
+    return any(
         isinstance(e, JointEq) or (isinstance(e, PairEq) and base.method(e.phi, e.psi) != "closed form")
         for e in m.demand.cross.equations
     )
-    return tiles.side(m.cross.rows, small=costly)
+
+
+def tile_side(m: Moments) -> int:
+    """The side of this program's tiles, from the rows of its buffer."""
+    return tiles.side(m.cross.rows, small=is_costly(m))
 
 
 _alone = jax.jit(same_stage, static_argnums=0, static_argnames=("slope", "error"))

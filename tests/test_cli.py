@@ -136,7 +136,7 @@ def bad(tmp_path: Path) -> list[tuple[list[str], str]]:
         (["show", f"{tmp_path / 'raises.py'}:net", "--input", "4"], "raises.py:2"),
         (["show", "mlp", "--set", "fn=tanhh"], "fn=tanhh: there is no such function"),
         (["show", "mlp", "--set", "depth=0"], "depth=0"),
-        (["show", "rnn", "--input", "64"], "there is no time"),
+        (["show", "rnn", "--input", "64"], "give tp.Input(time, features)"),
         (["show", "mlp", "--set", "dept=5"], "depth"),
         (["show", "mlp", "--set", "depth"], "NAME=VALUE"),
         (data("missing.csv"), "no file"),
@@ -213,3 +213,28 @@ def test_a_reader_that_goes_away() -> None:
     with process.stderr as errors:
         assert b"Traceback" not in errors.read()
     assert process.wait() == 1
+
+
+def test_programs_of_several_inputs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Graphs and their adjacency: --input and --data once for each input; --plan says what it would take."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.normal(size=(4, 3, 2)))
+    np.save(tmp_path / "a.npy", rng.integers(0, 2, size=(4, 3, 3)))
+    given = ["--data", str(tmp_path / "x.npy"), "--data", str(tmp_path / "a.npy")]
+    code, out, _ = run(capsys, "kernel", "gcn", *given, "--plan")
+    assert code == 0 and "memory for 4 inputs: about" in out and "tiles" in out
+    code, out, _ = run(capsys, "kernel", "gcn", *given)
+    assert code == 0 and "NTK: 4 × 4" in out
+    code, out, _ = run(capsys, "show", "gcn", "--input", "5,2", "--input", "data:5,5")
+    assert code == 0 and "data 5 × 5" in out
+    code, _, err = run(capsys, "kernel", "gcn", "--data", str(tmp_path / "x.npy"))
+    assert code == 1 and "1 arrays for 2 inputs" in err
+    code, _, err = run(capsys, "show", "gcn", "--input", "5,2", "--input", "data:4,5")
+    assert code == 1 and "adjacency has shape (4, 5)" in err
+    code, _, err = run(capsys, "show", "gcn", "--input", "5,2", "--input", "mask:4,5")
+    assert code == 1 and "data:8,8" in err
+
+
+def test_a_plan_of_a_sampled_net(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "kernel", "gru", "--inputs", "5", "--plan")
+    assert code == 0 and "replicates" in out and "memory for 5 inputs: about" in out

@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("existence", "limits"),
     ("tiles", "decomposition", "sampling"),
     ("evaluation",),
-    ("kernel", "empirical"),
+    ("kernel", "empirical", "planning"),
     ("predict",),
     ("plot",),
     ("comparison", "sklearn"),

@@ -9,7 +9,7 @@ import inspect
 import math
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,13 @@ import numpy as np
 from tensorprog import functions
 from tensorprog.data import DIGITS, load
 from tensorprog.errors import ProgramError, bad_argument
-from tensorprog.ir import Input
-from tensorprog.nets import NETS
+from tensorprog.ir import Data, Input
+from tensorprog.nets import NETS, Net
 from tensorprog.program import Program
 from tensorprog.tracing.run import trace
+
+Arrays = Sequence[np.ndarray]
+"""An array for each input of a program."""
 
 
 def add_program(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -37,17 +40,19 @@ def add_program(parser: argparse.ArgumentParser, *, optional: bool = False) -> N
         help="a keyword of the function: --set depth=5 --set fn=erf; may be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--input", type=integers, metavar="8,16",
-        help="shape of one example, sites first and features last (default: the data's; a small one for the zoo)",
+        "--input", type=declared, action="append", default=[], metavar="8,16", dest="input",
+        help="shape of one example, sites first and features last (default: the data's; a small one for the zoo); "
+        "data:8,8 for data used as scalars; repeated where a program has several inputs",
     )  # fmt: skip
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """--data and --inputs."""
     parser.add_argument(
-        "--data", metavar="DATA",
+        "--data", metavar="DATA", action="append", default=[],
         help="digits (default: 8×8 grey images), or a file of examples along the first axis: .npy, .npz (file.npz:name "
-        "where it holds several arrays), .csv (a row for each example; a first line of names is left out)",
+        "where it holds several arrays), .csv (a row for each example; a line of names is left out); repeated where a "
+        "program has several inputs",
     )  # fmt: skip
     parser.add_argument(
         "--inputs", type=positive, metavar="N", help="take N examples (default: 20 digits, or the whole file)"
@@ -67,6 +72,14 @@ def integers(text: str) -> tuple[int, ...]:
         return tuple(positive(part) for part in text.split(","))
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers of at least 1, as in 8,16") from None
+
+
+def declared(text: str) -> Input | Data:
+    """The shape of an input: 8,16, or data:8,8 for data used as scalars."""
+    kind, colon, shape = text.rpartition(":")
+    if colon and kind != "data":
+        raise argparse.ArgumentTypeError(f"{text!r}: an input is 8,16 or data:8,8")
+    return Data(*integers(shape)) if colon else Input(*integers(text))
 
 
 def settings(pairs: list[str], fn: Callable[..., Any]) -> dict[str, Any]:
@@ -99,27 +112,35 @@ def program_of(arguments: argparse.Namespace) -> Program:
     return program_and_data(arguments, with_data=False)[0]
 
 
-def program_and_data(arguments: argparse.Namespace, *, with_data: bool = True) -> tuple[Program, np.ndarray]:
-    """The program that the arguments name, and the data in the shape that it reads."""
-    fn, shape, keywords = _function(arguments.program)
+def program_and_data(arguments: argparse.Namespace, *, with_data: bool = True) -> tuple[Program, Arrays]:
+    """The program that the arguments name, and an array for each input in the shape that it reads."""
+    fn, inputs, keywords = _function(arguments.program)
     given = settings(arguments.settings, fn)
     _check_keywords(fn, given, arguments.program)
-    data = np.zeros(0)
+    inputs = tuple(arguments.input) or inputs
+    data: Arrays = ()
     if with_data:
-        data = fitted(arguments, load(arguments.data or DIGITS, arguments.inputs))
-        shape = data.shape[1:]
-    shape = arguments.input or shape
-    if shape is None:
+        count = max(1, len(inputs))
+        names = arguments.data or ([DIGITS] if count == 1 else [])
+        if len(names) != count:
+            raise bad_argument(
+                "--data", f"{len(names)} arrays for {count} inputs", "give --data for each input, in their order"
+            )
+        data = tuple(fitted(arguments, k, load(name, arguments.inputs)) for k, name in enumerate(names))
+        if not arguments.input:
+            kinds = [type(i) for i in inputs] or [Input]
+            inputs = tuple(kind(*a.shape[1:]) for kind, a in zip(kinds, data, strict=True))
+    if not inputs:
         raise bad_argument("--input", "the shape of an example is not known", "write --input 8,16")
-    return _traced(fn, shape, {**keywords, **given}, arguments.program), data
+    return _traced(fn, inputs, {**keywords, **given}, arguments.program), data
 
 
-def fitted(arguments: argparse.Namespace, data: np.ndarray) -> np.ndarray:
-    """Data in the shape that --input says; else, for a net of the zoo, images as the vectors or rows that it reads."""
+def fitted(arguments: argparse.Namespace, place: int, data: np.ndarray) -> np.ndarray:
+    """Data in the shape that --input says; else, for a net of the zoo, images as it reads them."""
     net = NETS.get(arguments.program)
     size = math.prod(data.shape[1:])
     if arguments.input:
-        shape = arguments.input
+        shape = arguments.input[place].shape
         # A row of numbers may become an image and an image a row; one image is not silently made another.
         if data.shape[1:] != shape and (size != math.prod(shape) or (data.ndim > 2 and len(shape) > 1)):
             said = ",".join(map(str, shape))
@@ -127,20 +148,37 @@ def fitted(arguments: argparse.Namespace, data: np.ndarray) -> np.ndarray:
                 "--input", f"{said} does not fit the data, whose examples have shape {data.shape[1:]}", "give theirs"
             )
         return data.reshape(len(data), *shape)
-    if net is not None and net.image == "flat":
+    if net is None or len(net.inputs) > 1:
+        return data
+    if net.image == "flat":
         return data.reshape(len(data), size)
-    if net is not None and data.ndim == 2:
+    if data.ndim == 2:
         raise bad_argument(
-            "--input", f"{arguments.program} reads rows, and the data's examples are lists of {size} numbers",
+            "--input", f"{arguments.program} reads {net.image}, and the data's examples are lists of {size} numbers",
             "say how to cut them, --input 8,8",
         )  # fmt: skip
-    return data
+    if net.image == "pixels" and data.ndim == 3:
+        return data[..., None]
+    return _batches(net, data) if net.image.startswith("batch") else data
 
 
-def _traced(fn: Callable[..., Any], shape: tuple[int, ...], keywords: dict[str, Any], name: str) -> Program:
+def _batches(net: Net, data: np.ndarray) -> np.ndarray:
+    """Examples as batches of the size that the small instance has, for nets that read a batch at a time."""
+    declared = net.inputs[0].shape
+    if data.ndim - 1 == len(declared):
+        return data
+    size = declared[0]
+    if len(data) < size:
+        raise bad_argument("--inputs", f"{len(data)} examples make no batch of {size}", f"give {size} or more")
+    kept = data[: len(data) // size * size]
+    example = (-1,) if net.image == "batch" else (*data.shape[1:], 1)
+    return kept.reshape(len(kept) // size, size, *example)
+
+
+def _traced(fn: Callable[..., Any], inputs: tuple[Input | Data, ...], keywords: dict[str, Any], name: str) -> Program:
     """The program; what a function of the user's raises is told with its line."""
     try:
-        return trace(fn, Input(*shape), **keywords)
+        return trace(fn, *inputs, **keywords)
     except ProgramError:
         raise
     except Exception as error:
@@ -157,11 +195,11 @@ def _told(error: BaseException, file: Path) -> str:
     return f"{text} ({file}:{lines[-1]})" if lines else text
 
 
-def _function(name: str) -> tuple[Callable[..., Any], tuple[int, ...] | None, dict[str, Any]]:
-    """A program's function, the shape of its small instance, and keywords of that instance."""
+def _function(name: str) -> tuple[Callable[..., Any], tuple[Input | Data, ...], dict[str, Any]]:
+    """A program's function, the inputs of its small instance, and keywords of that instance."""
     if name in NETS:
         net = NETS[name]
-        return net.fn, net.inputs[0].shape, dict(net.keywords)
+        return net.fn, net.inputs, dict(net.keywords)
     file, colon, function = name.rpartition(":")
     if not colon:
         known = ", ".join(NETS)
@@ -176,7 +214,7 @@ def _function(name: str) -> tuple[Callable[..., Any], tuple[int, ...] | None, di
         raise bad_argument(
             "PROGRAM", f"{file} has no function {function!r}", f"its functions are {', '.join(names) or 'none'}"
         )
-    return fn, None, {}
+    return fn, (), {}
 
 
 def _module(path: Path) -> Any:

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from tensorprog.interpret.recursion import recursion
 from tensorprog.ir import Input
 from tensorprog.kernel import kernels, nngp, ntk
 from tensorprog.nets import NETS, net
+from tensorprog.planning import kernel_plan
 from tensorprog.plot import check_picture, check_writable, comparison_figure, save
 from tensorprog.program import Program
 
@@ -55,9 +56,15 @@ def kernel_command(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         _writable_arrays(arguments.out)
     program, data = program_and_data(arguments)
-    x = data.astype(np.float32 if arguments.float32 else np.float64)
+    dtype = np.float32 if arguments.float32 else np.float64
+    x = tuple(a.astype(dtype) for a in data)
+    if arguments.plan:
+        tangent = arguments.what != "nngp"
+        print(kernel_plan(program, len(x[0]), itemsize=np.dtype(dtype).itemsize, tangent=tangent))
+        return
+    given: Any = x[0] if len(x) == 1 else x
     start = time.perf_counter()
-    arrays = _kernels(program, x, arguments.what, arguments.convention)
+    arrays = _kernels(program, given, arguments.what, arguments.convention)
     seconds = time.perf_counter() - start
     for kind, kernel in arrays.items():
         print(
@@ -66,7 +73,7 @@ def kernel_command(arguments: argparse.Namespace) -> None:
         )
         with np.printoptions(precision=4, suppress=True):
             print(kernel[:4, :4] if kernel.ndim == 2 else kernel[0, 0])
-    print(f"{len(data)} inputs in {seconds:.1f} s, compilation included")
+    print(f"{len(data[0])} inputs in {seconds:.1f} s, compilation included")
     if arguments.out is not None:
         try:
             with open(arguments.out, "wb") as file:
@@ -76,7 +83,7 @@ def kernel_command(arguments: argparse.Namespace) -> None:
         print(f"arrays {', '.join(arrays)} written to {arguments.out}")
 
 
-def _kernels(program: Program, x: np.ndarray, what: str, convention: str) -> dict[str, np.ndarray]:
+def _kernels(program: Program, x: Any, what: str, convention: str) -> dict[str, np.ndarray]:
     """The kernels that were asked for; the NNGP alone exists for programs that have no NTK."""
     progress = sys.stderr.isatty()
     if what == "nngp":
@@ -129,16 +136,17 @@ def _digits(arguments: argparse.Namespace) -> list[Comparison]:
         bar.start()
         for name, x in (("rnn", images), ("mlp", images.reshape(count, -1))):
             program = net(name).program(Input(*x.shape[1:]))
-            result = compare(program, _cast(x), widths=arguments.widths, seeds=arguments.seeds, progress=bar)
+            result = compare(program, _cast([x]), widths=arguments.widths, seeds=arguments.seeds, progress=bar)
             bar.clear()
             print(result, end="\n\n")
             found.append(result)
     return found
 
 
-def _cast(x: np.ndarray) -> np.ndarray:
+def _cast(x: Sequence[np.ndarray]) -> Any:
     """Finite networks are compared in single precision: their own fluctuations are far larger."""
-    return x.astype(np.float32)
+    arrays = tuple(a.astype(np.float32) for a in x)
+    return arrays[0] if len(arrays) == 1 else arrays
 
 
 class _Bar:
@@ -241,6 +249,9 @@ def _add_kernel(one: argparse.ArgumentParser) -> None:
     precision = one.add_mutually_exclusive_group()
     precision.add_argument("--float64", action="store_true", help="double precision (default)")
     precision.add_argument("--float32", action="store_true", help="single precision: faster, errors to 1e-5")
+    one.add_argument(
+        "--plan", action="store_true", help="say what it would take, memory above all, and compute nothing"
+    )
     one.add_argument("--out", metavar="FILE.npz", help="write the arrays here, named nngp and ntk")
 
 
