@@ -22,7 +22,6 @@ ALWAYS = {
     "fcn_gelu_d1_b",
     "fcn_sign_d1_b",
     "fcn_sin_d1_b",
-    "fcn_num_tanh_d1_b",
     "fcn_res_erf",
     "fcn_sum3_relu",
     "fcn_concat_eq_erf",
@@ -42,11 +41,14 @@ KINKED = {"Relu", "LeakyRelu", "ABRelu", "Abs", "Sign", "RectifiedMonomial"}
 
 
 def tolerance(case: reference.Case, array: str) -> float:
-    """1e-10; 1e-6 where the reference's angles of (anti)parallel pairs carry its own rounding; or its quadrature's."""
+    """1e-10; 1e-6 where the reference's angles of (anti)parallel pairs carry its own rounding; or its quadrature's.
+
+    Rbf, deep, multiplies the reference's rounding of inputs with themselves: there E 2 sin² is 1, and it has 1 + 2e-10.
+    """
     ops = layers.operations(case.spec)
     if "Numerical" in ops:
         return max(case.quadrature[array], 1e-10)
-    return 1e-6 if ops & KINKED else 1e-10
+    return 1e-6 if ops & KINKED else 1e-9 if "Rbf" in ops else 1e-10
 
 
 def test_what_is_not_covered() -> None:
