@@ -23,6 +23,8 @@ from tensorprog.interpret.spaces import HIGHEST
 from tensorprog.sampling.draws import Draws
 
 Array = jax.Array
+_SIZES, _STEP = 6, 64
+"""A factor grows in about so many steps, of at least so many rows."""
 
 
 @jax.jit
@@ -63,19 +65,22 @@ def _joined(x: Array, y: Array) -> Array:
 
 
 class Chain:
-    """The Cholesky factor L of a growing covariance and the standard rows ε, Ẑ = L ε; ε in panels of doubling size."""
+    """The Cholesky factor L of a growing covariance and the standard rows ε, Ẑ = L ε; ε in panels of doubling size.
 
-    def __init__(self, dtype: jnp.dtype):
-        self.dtype, self.rows = dtype, 0
+    `rows` are expected; the factor's array has a few sizes on the way there, since each is compiled for.
+    """
+
+    def __init__(self, dtype: jnp.dtype, rows: int):
+        self.dtype, self.step, self.rows = dtype, max(_STEP, -(-rows // _SIZES)), 0
         self.factor = jnp.zeros((0, 0), dtype)
         self.noise: list[Array] = []
 
     def add(self, across: list[tuple[int, Array]], own: Array, noise: Array) -> Array:
-        """A block (K, M) of covariance `own`, and `across` (start, (K, J)) with the rows that begin there."""
+        """A block (K, M′) of covariance `own`, and `across` (start, (K, J)) with the rows that begin there."""
         count, before = len(own), self.rows
         self.rows += count
         if self.rows > len(self.factor):
-            size = max(self.rows, 2 * len(self.factor))
+            size = self.step * -(-self.rows // self.step)
             self.factor = jnp.zeros((size, size), self.dtype).at[:before, :before].set(self.factor[:before, :before])
         moments = jnp.zeros((count, len(self.factor)), self.dtype)
         for start, part in across:
@@ -170,10 +175,10 @@ class Panel:
 class Family:
     """Jointly Gaussian blocks and their tangents."""
 
-    def __init__(self, laws: Mapping[int, Law], draws: Draws, tangents: bool):
+    def __init__(self, laws: Mapping[int, Law], draws: Draws, rows: int, tangents: bool):
         self.laws, self.draws = laws, draws
-        self.values = Chain(draws.dtype)
-        self.tangents = Chain(draws.dtype) if tangents else None
+        self.values = Chain(draws.dtype, rows)
+        self.tangents = Chain(draws.dtype, rows) if tangents else None
         self.panels: list[Panel] = []
         self.rows = 0
 
@@ -195,7 +200,8 @@ class Family:
         values, tangent = jnp.concatenate([half, -half], axis=1), None
         if self.tangents is not None:
             noise = self.draws.signs(rows, self.tangents.noise)
-            tangent = self.tangents.add([(start, found[1]) for start, found in known], own[1], noise)
+            half = self.tangents.add([(start, found[1]) for start, found in known], own[1], noise)
+            tangent = jnp.concatenate([half, half], axis=1)
         self.panels.append(Panel(self.rows, rows, 1, parts))
         self.rows += rows
         while len(self.panels) > 1 and self.panels[-2].count <= self.panels[-1].count:

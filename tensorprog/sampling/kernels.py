@@ -1,4 +1,8 @@
-"""Kernels by sampling: replicates, their mean and its standard error."""
+"""Kernels by sampling: replicates, their mean and its standard error.
+
+Everything runs operation by operation while the inputs are known: operations have few shapes, so that little is
+compiled, where a compiled run of a long recurrent net takes minutes to compile. Inside a user's `jit` it is one loop.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +18,17 @@ from scipy import stats
 
 from tensorprog.errors import bad_argument
 from tensorprog.program import Program, is_concrete
-from tensorprog.sampling.draws import Draws
+from tensorprog.sampling.draws import Draws, matched
 from tensorprog.sampling.plan import Plan, plan
 from tensorprog.sampling.run import Run
 
 Array = jax.Array
 REPLICATES = 8
-WORK = 2e11
-"""Multiplications that the default number of draws costs at most, a few tens of seconds on two cores."""
-MOST, LEAST = 2**20, 2**13
-_ELEMENTS = 2**27
+WORK = 4e10
+"""What the default number of draws costs, in nanoseconds of one core."""
+MOST, LEAST = 2**22, 2**13
+_NUMBERS = 2**27
+"""How many numbers are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,11 @@ def sampled_kernels(
     """Kernels of each output as Gram matrices of samples of its limit, all inputs drawn together.
 
     x1 (N1, *sites, features) for each input, x2 or None for x1 itself. `weights` are the NTK's weights of the
-    parameters, None for the NNGP alone. `samples` draws in all, by default as many as about 2e11 multiplications allow
-    (between 2^13 and 2^20); they come in 8 independent replicates, or 4 where draws are few beside the Gaussians of a
-    family. The NNGP is the mean of the replicates' Gram matrices, hence positive semi-definite; the errors are standard
-    errors of these means, widened by Student's factor so that two of them hold in 95 of 100 cases.
+    parameters, None for the NNGP alone. `samples` draws in all, to a power of two; by default as many as take about 20
+    seconds on two cores, between 2^13 and 2^22. They come in 8 independent replicates, or 4 where draws are few beside
+    the Gaussians of a family, or more of bounded memory. A kernel is the mean of the replicates' Gram matrices, hence
+    positive semi-definite; errors are standard errors of these means, widened by Student's factor so that two of them
+    hold in 95 of 100 cases.
 
     **Raises:** `ProgramError` for samples that are no int ≥ 32.
     """
@@ -59,9 +65,9 @@ def sampled_kernels(
     joined = x1 if x2 is None else tuple(jnp.concatenate(pair) for pair in zip(x1, x2, strict=True))
     size = joined[0].shape[0] if joined else 1
     made = plan(structure, structure.outputs, size)
-    replicates, points = division(made, _samples(samples, made))
-    key = jax.random.key(0) if key is None else key
     dtype = jnp.result_type(*(joined or (float,)))
+    replicates, points = division(made, _samples(samples, made, dtype))
+    key = jax.random.key(0) if key is None else key
     one = partial(replicate, program, joined, made, points, weights, dtype)
     keys = jax.random.split(key, replicates)
     if all(is_concrete(jnp.asarray(a)) for a in jax.tree.leaves((program.leaves, joined, weights))):
@@ -88,22 +94,23 @@ def replicate(
     return [(halved(v), None if t is None else halved(t)) for v, t in run.run(program.structure.outputs)]
 
 
-def _samples(samples: int | None, made: Plan) -> int:
+def _samples(samples: int | None, made: Plan, dtype: jnp.dtype) -> int:
     if samples is None:
-        return int(2 ** round(math.log2(min(MOST, max(LEAST, WORK / made.work)))))
+        affordable = WORK / (made.work * dtype.itemsize / 8)
+        return 2 ** round(math.log2(min(MOST, max(LEAST, affordable))))
     if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 32:
         raise bad_argument("samples", f"{samples!r} draws give no kernel and no standard error", "give an int ≥ 32")
     return int(samples)
 
 
 def division(made: Plan, samples: int) -> tuple[int, int]:
-    """(replicates, draws in each): an even number of draws, a power of two where draws are Sobol points."""
+    """(replicates, draws in each), the latter a power of two."""
     widest = max(made.rows.values(), default=0)
-    replicates = REPLICATES if samples >= REPLICATES * 8 * widest else REPLICATES // 2
-    most = _ELEMENTS // max(1, made.elements + 2 * made.gaussians)
-    replicates = max(replicates, -(-samples // max(64, most)))
-    points = max(8, samples // replicates)
-    return replicates, 2 ** round(math.log2(points))
+    enough = matched(widest, samples // REPLICATES // 2)
+    replicates = REPLICATES if enough else REPLICATES // 2
+    most = max(64, _NUMBERS // max(1, made.elements + 2 * made.gaussians))
+    points = 2 ** round(math.log2(max(8, min(samples / replicates, most))))
+    return max(replicates, round(samples / points)), points
 
 
 def _summary(found: Array, size: int, sites: tuple[int, ...], first: int, columns: slice) -> tuple[Array, Array]:

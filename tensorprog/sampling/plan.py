@@ -38,8 +38,12 @@ class Plan:
 
     @property
     def work(self) -> float:
-        """Multiplications to a draw: covariances, conditional means and orthonormal rows are quadratic in a family."""
-        return sum(3.0 * rows**2 for rows in self.rows.values()) + 50.0 * self.elements
+        """Nanoseconds of one core to a draw, for the NNGP in float64: quadratic in a family, linear in the rest.
+
+        Measured on two cores: 100 µs for a GRU of 8 steps on 50 inputs, 11 µs for max pooling; the NTK takes 2-3 times
+        as long, float32 half.
+        """
+        return sum(0.2 * rows**2 for rows in self.rows.values()) + 20.0 * self.elements
 
 
 def plan(structure: Structure, ends: tuple[int, ...], size: int) -> Plan:

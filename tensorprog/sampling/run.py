@@ -62,14 +62,15 @@ def _applied(
     held = lambda *coordinate: jnp.asarray(fn(*coordinate, numbers=numbers), dtype)
     if over is None:
         return jax.vmap(held)(*(a.reshape(-1) for a in every)).reshape(every[0].shape)
+    # The draws stay the last axis, along which everything is contiguous.
     rest = [axis for axis in range(every[0].ndim) if axis not in over]
-    moved = [jnp.transpose(a, (*rest, *over)) for a in every]
-    lead = moved[0].shape[: len(rest)]
-    result = jax.vmap(held)(*(a.reshape(-1, *a.shape[len(rest) :]) for a in moved))
-    result = result.reshape(*lead, *result.shape[1:])
+    moved = [jnp.transpose(a, (*over, *rest)) for a in every]
+    lead = moved[0].shape[len(over) :]
+    result = jax.vmap(held, -1, -1)(*(a.reshape(*a.shape[: len(over)], -1) for a in moved))
+    result = result.reshape(*result.shape[:-1], *lead)
     if result.ndim == len(lead):
         return result
-    return jnp.transpose(result, np.argsort([*rest, *over]).tolist())
+    return jnp.transpose(result, np.argsort([*over, *rest]).tolist())
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6))
@@ -294,7 +295,7 @@ class Run:
         shape = (lead, *x.sites)
         key = self.plan.family[min(x.parts)]
         if key not in self.families:
-            self.families[key] = Family(self.laws, self.draws, self.tangents)
+            self.families[key] = Family(self.laws, self.draws, self.plan.rows[key], self.tangents)
         blocks = {p: atom.block(shape) for p, atom in x.parts.items()}
         values, tangent = self.families[key].draw(blocks)
         back: Callable[[Array], Array] = lambda a: a.reshape(*shape, -1)

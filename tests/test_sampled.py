@@ -1,0 +1,284 @@
+"""Kernels as Gram matrices of samples: GRU, LSTM, max pooling, batch norm, and every net that has exact kernels too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import theory
+
+import tensorprog as tp
+from tensorprog.interpret.system import parameter_weights
+from tensorprog.sampling.kernels import Sampled, sampled_kernels
+
+ERF = jax.scipy.special.erf
+RNG = np.random.default_rng(0)
+
+
+def gate(t: Any) -> Any:
+    return (1 + ERF(t)) / 2
+
+
+def gru(x: Any, sigma: Any = jax.nn.sigmoid, phi: Any = jnp.tanh, var_w: Any = 1.0, var_u: Any = 1.0, var_b: Any = 0.1):
+    n = tp.Width("n")
+    W = {k: tp.weight(f"W{k}", n, n, var=var_w) for k in "zra"}
+    U = {k: tp.weight(f"U{k}", n, x.features, var=var_u) for k in "zra"}
+    b = {k: tp.bias(f"b{k}", n, var=var_b) for k in "zra"}
+    v = tp.weight("v", 1, n)
+    h = tp.nonlin(sigma, U["z"] @ x[0] + b["z"]) * tp.nonlin(phi, U["a"] @ x[0] + b["a"])
+    for t in range(1, x.sites[0]):
+        z = tp.nonlin(sigma, W["z"] @ h + U["z"] @ x[t] + b["z"])
+        r = tp.nonlin(sigma, W["r"] @ h + U["r"] @ x[t] + b["r"])
+        a = tp.nonlin(phi, W["a"] @ (h * r) + U["a"] @ x[t] + b["a"])
+        h = (1 - z) * h + z * a
+    return v @ h
+
+
+def lstm(
+    x: Any, sigma: Any = jax.nn.sigmoid, phi: Any = jnp.tanh, var_w: Any = 1.0, var_u: Any = 1.0, var_b: Any = 0.1
+):
+    n = tp.Width("n")
+    W = {k: tp.weight(f"W{k}", n, n, var=var_w) for k in "figo"}
+    U = {k: tp.weight(f"U{k}", n, x.features, var=var_u) for k in "figo"}
+    b = {k: tp.bias(f"b{k}", n, var=var_b) for k in "figo"}
+    h = c = None
+    for t in range(x.sites[0]):
+        pre = {k: U[k] @ x[t] + b[k] if h is None else W[k] @ h + U[k] @ x[t] + b[k] for k in "figo"}
+        new = tp.nonlin(sigma, pre["i"]) * tp.nonlin(phi, pre["g"])
+        c = new if c is None else tp.nonlin(sigma, pre["f"]) * c + new
+        h = tp.nonlin(sigma, pre["o"]) * tp.nonlin(phi, c)
+    return tp.weight("v", 1, n) @ h
+
+
+def max_pool(x: Any) -> Any:
+    n = tp.Width("n")
+    h = tp.nonlin(jnp.max, tp.weight("U", n, x.features) @ x + tp.bias("b", n, var=0.5), over=(0, 1))
+    return tp.weight("v", 1, n, var=2.0) @ h
+
+
+def normed(g: Any) -> Any:
+    """Batch norm, and a function that no closed form knows."""
+    centred = g - g.mean()
+    return jnp.tanh(centred / jnp.sqrt((centred**2).mean() + 1e-3))
+
+
+def batch_norm(x: Any) -> Any:
+    n = tp.Width("n")
+    return tp.weight("v", 1, n) @ tp.nonlin(normed, tp.weight("U", n, x.features) @ x, over=(0,))
+
+
+def layer_norm(x: Any) -> Any:
+    n = tp.Width("n")
+    g = tp.weight("U", n, x.features) @ x
+    h = tp.nonlin(jax.nn.relu, g)
+    mean = tp.moment(lambda a: a, h)
+    square = tp.moment(lambda a: a**2, h)
+    y = tp.nonlin(lambda a, m, s: (a - m) / jnp.sqrt(s - m**2), h, scalars=(mean, square))
+    return tp.weight("v", 1, n) @ tp.nonlin(jnp.tanh, tp.weight("W", n, n) @ y)
+
+
+def sampled(program: Any, x1: Any, x2: Any = None, **options: Any) -> list[Sampled]:
+    """Sampled whether or not the program has exact kernels."""
+    weights = parameter_weights(program, "multiplier-std", None)
+    pair = ((x1,), None if x2 is None else (x2,)) if program.structure.inputs else ((), None)
+    return sampled_kernels(program, *pair, weights, **options)
+
+
+def within(found: Any, error: Any, exact: Any, widths: float = 4.5, floor: float = 0.0) -> None:
+    miss = np.abs(np.asarray(found) - np.asarray(exact))
+    allowed = widths * np.asarray(error) + floor
+    assert (miss <= allowed).all(), f"{(miss / allowed).max() * widths:.2f} standard errors off"
+
+
+# ---- against what is known
+
+
+@pytest.mark.parametrize(("name", "net"), [("gru", gru), ("lstm", lstm)])
+def test_gated_networks_have_the_verified_kernels(name: str, net: Any) -> None:
+    entry = theory("gru_lstm_ntk")
+    program = tp.trace(net, tp.Input(3, 4), sigma=gate, phi=ERF, **_numbers(entry))
+    found = tp.kernels(program, jnp.asarray(entry["X"]), convention="init-std", error=True, samples=2**17)
+    exact, error = np.asarray(entry[name]["ntk"]), np.asarray(entry[name]["ntk_sem"])
+    within(found.ntk, np.hypot(found.error.ntk, error), exact)
+    assert np.max(found.error.ntk / exact) < 0.02
+    # The reference gives no error of its NNGP, which is one of the NTK's terms.
+    within(found.nngp, np.hypot(found.error.nngp, error / 4), entry[name]["nngp"])
+
+
+def _numbers(entry: dict[str, Any]) -> dict[str, float]:
+    return {"var_w": entry["hp"]["varw"], "var_u": entry["hp"]["varu"], "var_b": entry["hp"]["varb"]}
+
+
+@pytest.mark.parametrize("name", sorted(tp.nets.ZOO))
+def test_sampled_kernels_are_the_exact_ones(name: str) -> None:
+    program = tp.nets.ZOO[name]
+    shape = program.structure.inputs[0].shape
+    rng = np.random.default_rng(1)
+    x1, x2 = (jnp.asarray(rng.normal(size=(size, *shape))) for size in (3, 2))
+    (found,) = sampled(program, x1, x2, samples=2**15)
+    exact = tp.kernels(program, x1, x2)
+    within(found.nngp, found.nngp_error, exact.nngp)
+    within(found.ntk, found.ntk_error, exact.ntk)
+    scale = np.max(np.abs(exact.ntk))
+    assert found.ntk is not None and np.max(np.abs(found.ntk - exact.ntk)) < 0.03 * scale
+
+
+def wide(x: Any) -> Any:
+    n, m = tp.Width("n"), tp.Width("m", ratio=2.0)
+    W = tp.weight("W", m, n, var=1.3)
+    h = tp.nonlin(jnp.tanh, tp.weight("U", m, x.features) @ x + tp.bias("b", m, mean=0.4, var=0.2))
+    g = W.T @ h
+    return g, tp.nonlin(jax.nn.relu, g) + 0.5 * g, tp.weight("v", 1, n, lr=0.3) @ (g + 0.3) + tp.bias("c", 1, mean=0.2)
+
+
+def test_wide_outputs_transposes_and_constants() -> None:
+    program = tp.trace(wide, tp.Input(2, 3))
+    x = jnp.asarray(RNG.normal(size=(2, 2, 3)))
+    exact = tp.kernels(program, x)
+    for found, known in zip(sampled(program, x, samples=2**15), exact, strict=True):
+        assert found.nngp.shape == known.nngp.shape
+        within(found.nngp, found.nngp_error, known.nngp, floor=1e-9)
+        within(found.ntk, found.ntk_error, known.ntk, floor=1e-9)
+
+
+def test_max_pooling_against_plain_draws() -> None:
+    program = tp.trace(max_pool, tp.Input(2, 2, 3))
+    x = RNG.normal(size=(2, 2, 2, 3))
+    found = tp.kernels(program, jnp.asarray(x), error=True, samples=2**18)
+    flat = x.reshape(8, 3)
+    cov = flat @ flat.T / 3 + 0.5
+    g = (RNG.normal(size=(2_000_000, 8)) @ np.linalg.cholesky(cov + 1e-12 * np.eye(8)).T).reshape(-1, 2, 4)
+    top, place = g.max(-1), np.eye(4)[g.argmax(-1)]
+    nngp = 2 * top.T @ top / len(g)
+    both = np.einsum("nai,nbj->aibj", place, place) / len(g)
+    ntk = nngp + 2 * np.einsum("aibj,aibj->ab", both, cov.reshape(2, 4, 2, 4))
+    np.testing.assert_allclose(found.nngp, nngp, rtol=5e-3)
+    np.testing.assert_allclose(found.ntk, ntk, rtol=1e-2)
+    assert np.linalg.norm(found.error.nngp) < 5e-3 * np.linalg.norm(nngp)
+
+
+def test_batch_norm_with_a_general_function_against_plain_draws() -> None:
+    program = tp.trace(batch_norm, tp.Input(8, 9))
+    x = RNG.normal(size=(2, 8, 9))
+    found = tp.kernels(program, jnp.asarray(x), error=True, samples=2**19)
+    flat = x.reshape(16, 9)
+    g = (RNG.normal(size=(400_000, 9)) @ flat.T / 3).reshape(-1, 8)
+    s = np.asarray(jax.vmap(normed)(jnp.asarray(g))).reshape(-1, 16)
+    nngp = (s.T @ s / (len(g) // 2)).reshape(2, 8, 2, 8).swapaxes(1, 2)
+    assert np.linalg.norm(found.nngp - nngp) < 5e-3 * np.linalg.norm(nngp)  # the plain draws' own error
+    assert np.linalg.norm(found.error.nngp) < 1.5e-3 * np.linalg.norm(nngp)
+
+
+def test_moments_are_sampled_too() -> None:
+    program = tp.trace(layer_norm, tp.Input(3))
+    x = RNG.normal(size=(2, 3))
+    x *= np.sqrt(3) / np.linalg.norm(x, axis=1, keepdims=True)
+    (found,) = sampled(program, jnp.asarray(x), samples=2**16)
+    # relu, normalised: mean 1/√(2π), second moment 1/2.
+    rho = x @ x.T / 3
+    relu = (np.sqrt(1 - np.clip(rho, -1, 1) ** 2) + rho * (np.pi - np.arccos(np.clip(rho, -1, 1)))) / (2 * np.pi)
+    mean = 1 / np.sqrt(2 * np.pi)
+    inside = (relu - mean**2) / (0.5 - mean**2)
+
+    def rest(y: Any) -> Any:
+        n = tp.Width("n")
+        return tp.weight("v", 1, n) @ tp.nonlin(jnp.tanh, tp.weight("W", n, y.features) @ y)
+
+    data = np.linalg.cholesky(inside + 1e-12 * np.eye(2)) * np.sqrt(2)
+    within(found.nngp, found.nngp_error, tp.nngp(tp.trace(rest, tp.Input(2)), jnp.asarray(data)), floor=1e-6)
+
+
+# ---- what holds of any sampled kernel
+
+
+X = jnp.asarray(RNG.normal(size=(4, 3, 5)))
+GRU = tp.trace(gru, tp.Input(3, 5))
+
+
+def test_a_gram_matrix_over_the_whole_batch() -> None:
+    whole = tp.kernels(GRU, X, samples=2**12)
+    for kernel in (whole.nngp, whole.ntk):
+        assert (np.asarray(kernel) == np.asarray(kernel).T).all()
+        assert np.linalg.eigvalsh(kernel).min() > -1e-12
+    block = tp.kernels(GRU, X[:3], X[3:], samples=2**12)
+    np.testing.assert_allclose(block.nngp, whole.nngp[:3, 3:], rtol=1e-12)
+    np.testing.assert_allclose(block.ntk, whole.ntk[:3, 3:], rtol=1e-12)
+
+
+def test_equal_inputs() -> None:
+    twice = jnp.concatenate([X[:2], X[:2]])
+    kernel = tp.nngp(GRU, twice, samples=2**12)
+    np.testing.assert_allclose(kernel[:2, 2:], kernel[:2, :2], rtol=1e-6)
+
+
+def test_one_key_one_kernel() -> None:
+    first = tp.nngp(GRU, X, samples=2**12)
+    assert (first == tp.nngp(GRU, X, samples=2**12)).all()
+    assert (first == tp.nngp(GRU, X, samples=2**12, key=jax.random.key(0))).all()
+    assert (first != tp.nngp(GRU, X, samples=2**12, key=jax.random.key(1))).all()
+
+
+def test_inside_a_jit() -> None:
+    eager = tp.kernels(GRU, X, samples=2**11, error=True)
+    jitted = jax.jit(lambda x: tp.kernels(GRU, x, samples=2**11, error=True))(X)
+    for a, b in zip(jax.tree.leaves(eager), jax.tree.leaves(jitted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_the_gradient_in_inputs_and_numbers() -> None:
+    x = X[:2]
+
+    def total(program: Any, x: Any) -> Any:
+        found = tp.kernels(program, x, samples=2**9)
+        return found.nngp.sum() + found.ntk.sum()
+
+    by_program, by_x = jax.grad(total, argnums=(0, 1))(GRU, x)
+    step = 1e-5
+    for name in ("Wz.var", "Ua.var", "br.var", "v.var"):
+        near = [total(GRU.replace({name: GRU.numbers[name] + s}), x) for s in (-step, step)]
+        np.testing.assert_allclose(by_program.numbers[name], (near[1] - near[0]) / (2 * step), rtol=1e-5, atol=1e-8)
+    direction = jnp.asarray(RNG.normal(size=x.shape))
+    near = [total(GRU, x + s * direction) for s in (-step, step)]
+    np.testing.assert_allclose((by_x * direction).sum(), (near[1] - near[0]) / (2 * step), rtol=1e-5)
+
+
+def test_float32() -> None:
+    low = tp.kernels(GRU, X.astype(jnp.float32), samples=2**13, error=True)
+    assert low.nngp.dtype == low.ntk.dtype == jnp.float32
+    high = tp.kernels(GRU, X, samples=2**16, error=True)
+    within(low.nngp, np.hypot(low.error.nngp, high.error.nngp), high.nngp)
+    within(low.ntk, np.hypot(low.error.ntk, high.error.ntk), high.ntk)
+
+
+@pytest.mark.parametrize("samples", [0, 31, 2.0**12, True, "many"])
+def test_samples_that_are_none(samples: Any) -> None:
+    with pytest.raises(tp.ProgramError, match=r"samples: .* give an int ≥ 32"):
+        tp.nngp(GRU, X, samples=samples)
+
+
+def test_a_step_more_does_not_change_what_came_before() -> None:
+    """A family grows by blocks whose covariances are those of a joint draw: many steps against few draws."""
+    program = tp.trace(gru, tp.Input(12, 2), var_w=2.0)
+    x = jnp.asarray(RNG.normal(size=(6, 12, 2)))
+    few = tp.kernels(program, x, samples=2**11, error=True)
+    many = tp.kernels(program, x, samples=2**15, error=True, key=jax.random.key(7))
+    within(few.nngp, np.hypot(few.error.nngp, many.error.nngp), many.nngp, 6.0)
+    within(few.ntk, np.hypot(few.error.ntk, many.error.ntk), many.ntk, 6.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", [gru, lstm])
+def test_two_standard_errors_hold_in_95_of_100(net: Any) -> None:
+    program = tp.trace(net, tp.Input(4, 3))
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(3, 4, 3)))
+    truth = tp.kernels(program, x, samples=2**20, key=jax.random.key(99))
+    hits = []
+    for seed in range(100):
+        found = tp.kernels(program, x, samples=2**12, error=True, key=jax.random.key(seed))
+        for kernel in ("nngp", "ntk"):
+            miss = np.abs(getattr(found, kernel) - getattr(truth, kernel))
+            hits.append((miss <= 2 * getattr(found.error, kernel))[np.triu_indices(3)])
+    assert 0.90 <= np.mean(hits) <= 0.98
