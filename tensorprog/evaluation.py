@@ -15,7 +15,7 @@ from tensorprog.errors import ProgramError
 from tensorprog.existence import check_expectations, check_functions
 from tensorprog.functions import base
 from tensorprog.interpret.buffers import Alone, Buffer
-from tensorprog.interpret.equations import JointEq, PairEq
+from tensorprog.interpret.equations import BatchEq, JointEq, PairEq
 from tensorprog.interpret.system import Moments, Targets, cross_stage, moments, same_stage
 from tensorprog.loops import mapped
 from tensorprog.program import Program
@@ -26,13 +26,15 @@ Array = jax.Array
 def is_costly(m: Moments) -> bool:
     """Whether some expectation has no closed form."""
     return any(
-        isinstance(e, JointEq) or (isinstance(e, PairEq) and base.method(e.phi, e.psi) != "closed form")
+        isinstance(e, JointEq | BatchEq) or (isinstance(e, PairEq) and base.method(e.phi, e.psi) != "closed form")
         for e in m.demand.cross.equations
     )
 
 
 def tile_side(m: Moments) -> int:
-    """The side of this program's tiles, from the rows of its buffer."""
+    """The side of this program's tiles, from the rows of its buffer; small for integrals over whole matrices."""
+    if any(isinstance(e, BatchEq) for e in m.demand.cross.equations):
+        return 4
     return tiles.side(m.cross.rows, small=is_costly(m))
 
 
@@ -89,7 +91,7 @@ def evaluate(
         check_functions(program, m, slopes=tangent)
         found = grid.on_host(progress)
         for side in (found.left,) if x2 is None else (found.left, found.right):
-            check_expectations(program, m, side)
+            check_expectations(program, m, side, slopes=tangent)
         return [_finite(program, r) for r in grid.targets(found, np)]
     return grid.targets(grid.in_jax(), jnp)
 

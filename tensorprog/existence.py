@@ -11,7 +11,8 @@ import numpy as np
 
 from tensorprog.errors import problem
 from tensorprog.functions.base import Elementwise, derivative, diverges, polynomially_bounded
-from tensorprog.interpret.equations import PairEq
+from tensorprog.functions.batchnorm import dimensions
+from tensorprog.interpret.equations import BatchEq, PairEq
 from tensorprog.interpret.growth import NEAR, pole
 from tensorprog.interpret.system import Moments
 from tensorprog.program import Program
@@ -62,11 +63,13 @@ def check_functions(program: Program, m: Moments, *, slopes: bool) -> None:
             )  # fmt: skip
 
 
-def check_expectations(program: Program, m: Moments, same: Any) -> None:
+def check_expectations(program: Program, m: Moments, same: Any, *, slopes: bool) -> None:
     """Refuse E φ(u)² that is infinite at a variance that the inputs reach; `same` has values (blocks, cells, n).
 
-    **Raises:** `ProgramError` at the Nonlin's line, naming the function and the variance.
+    **Raises:** `ProgramError` at the Nonlin's line, naming the function and the variance; for batch norm the number of
+    different examples that a batch has (at least 2, with `slopes` at least 4).
     """
+    _check_batches(program, m, same, slopes=slopes)
     cells, owners = _functions(m)
     if not cells:
         return
@@ -80,6 +83,23 @@ def check_expectations(program: Program, m: Moments, same: Any) -> None:
                 program, owners[phi, numbers],
                 f"E {phi.name}(z)² does not exist for z of variance {variance:.4g}: the function grows too fast",
                 "lower the variances or the inputs' norms, or take a function that grows more slowly than exp(z²/4var)",
+            )  # fmt: skip
+
+
+def _check_batches(program: Program, m: Moments, same: Any, *, slopes: bool) -> None:
+    """Batch norm of a batch whose examples are too much alike."""
+    needed = 3 if slopes else 1
+    for equation in m.demand.cross.equations:
+        if not isinstance(equation, BatchEq):
+            continue
+        covariances = jnp.asarray(np.moveaxis(same.value[:, m.same.kept(equation.left)], -1, 1))
+        found = int(jnp.min(dimensions(covariances)))
+        if found < needed:
+            _refuse(
+                program, m.demand.cross.owners[int(equation.out[0])][1],
+                f"a batch has {found + 1} examples that differ, and batch norm needs {needed + 1}"
+                + (" for its gradients to have second moments" if slopes else ""),
+                "give larger batches, without copies of one example",
             )  # fmt: skip
 
 

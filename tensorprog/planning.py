@@ -13,8 +13,7 @@ from tensorprog.evaluation import is_costly, tile_side
 from tensorprog.interpret.plan import Group, Plan, Run
 from tensorprog.interpret.system import Moments, kernel_structure, moments
 from tensorprog.program import Program
-from tensorprog.sampling.kernels import _samples as default_samples
-from tensorprog.sampling.kernels import division
+from tensorprog.sampling.kernels import default_samples, division
 from tensorprog.sampling.plan import plan
 
 _COMPILER = {False: 120e6, True: 400e6}
@@ -70,7 +69,7 @@ def _sampled(program: Program, inputs: int, itemsize: int, tangent: bool) -> Ker
     """Draws of every vector that is read, covariances of the families, the kernels of each replicate."""
     structure = program.structure
     made = plan(structure, structure.outputs, inputs)
-    replicates, points = division(made, default_samples(None, made))
+    replicates, points = division(made, default_samples(None, made, np.dtype(f"float{8 * itemsize}")))
     kinds = 2 if tangent else 1
     draws = points * (made.elements + 2 * made.gaussians) * kinds
     squares = sum(3 * rows**2 for rows in made.rows.values()) * kinds

@@ -2,15 +2,9 @@
 
 `frozen` takes a user's function as it is at the call; `base` makes it an `Elementwise` and is the door, `expect`, to
 E phi(u) psi(v); `table` says which functions have closed forms, `piecewise`, `erf`, `exponential` hold them;
-`general` integrates everything else, with a bound. Ready-made functions that JAX does not name are exported here.
+`general` integrates everything else, with a bound. `batchnorm` is for functions of a whole batch. Ready-made functions
+that JAX does not name are exported here.
 """
 
+from tensorprog.functions.batchnorm import batch_norm
 from tensorprog.functions.table import cdf, hermite, rbf, rectified, step
-
-
-def batch_norm(z):
-    """√B (z − mean)/|z − mean| of a whole array."""
-    import jax.numpy as jnp
-
-    centred = z - z.mean()
-    return centred / jnp.sqrt((centred**2).mean())

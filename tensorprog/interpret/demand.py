@@ -12,8 +12,9 @@ import math
 
 import numpy as np
 
+from tensorprog.interpret.blocks import Block, block
 from tensorprog.interpret.composite import Composite, Slot, composites
-from tensorprog.interpret.equations import UNIT, ZERO, Array, ImportEq, LeafEq, LinearEq, Seeds, System
+from tensorprog.interpret.equations import UNIT, ZERO, Array, BatchEq, ImportEq, LeafEq, LinearEq, Seeds, System
 from tensorprog.interpret.expectations import Side, expectation_cells
 from tensorprog.interpret.linear import Ids, Linear, Term, elementwise
 from tensorprog.interpret.scalars import Scalars, scaled_form
@@ -34,6 +35,7 @@ class Demand:
         self.functions: dict[int, list[tuple[Array, Composite]]] = {}
         self.imports: dict[tuple[str, int], int] = {}
         self.scalars = Scalars(self)
+        self.batches: dict[int, Block | None] = {}
 
     # ---- moments
 
@@ -57,7 +59,11 @@ class Demand:
         nonlinear = [isinstance(self.linear.instructions[w], Nonlin) for w in (u, v)]
         gaussian = [self.linear.gaussian(w) for w in (u, v)]
         if all(nonlinear) or (any(nonlinear) and any(gaussian)):
-            self.expectation(system, table, u, v, pu, pv)
+            blocks = [self.blocks(w) for w in (u, v)]
+            if blocks[0] is not None and blocks[1] is not None:
+                self.normalised(system, table, (u, v), (blocks[0], blocks[1]), (pu, pv))
+            else:
+                self.expectation(system, table, u, v, pu, pv)
             return
         if self.linear.scaled(u) or self.linear.scaled(v):
             terms = self.one_sided(system, u, v, pu, pv, centred=all(gaussian))
@@ -375,6 +381,36 @@ class Demand:
             if len(mine):
                 result.append((mine, composite, np.searchsorted(where, sites[mine])))
         return result
+
+    def blocks(self, u: int) -> Block | None:
+        """A vector that is batch norm of a Gaussian; asked for once."""
+        if u not in self.batches:
+            self.batches[u] = block(self.linear, u, self.batches)
+        return self.batches[u]
+
+    def normalised(
+        self, system: System, table: Array, pair: tuple[int, int], blocks: tuple[Block, Block], at: tuple[Array, Array]
+    ) -> None:
+        """Whole blocks of E F(h) F̄(h̄)ᵀ, those that the pairs of sites lie in."""
+        (u, v), (left, right) = pair, blocks
+        rest = np.unique(np.stack([b.place[p] for b, p in zip(blocks, at, strict=True)]), axis=1)
+        alike = (rest[0] == rest[1]) if system is self.same and left.h == right.h else np.zeros(rest.shape[1], bool)
+        for within in (False, True):
+            chosen = alike == within
+            if not chosen.any():
+                continue
+            su, sv = left.sites[rest[0][chosen]], right.sites[rest[1][chosen]]
+
+            def cells(system: System, h: int, k: int, p: Array, q: Array) -> Array:
+                p, q = np.broadcast_arrays(p[:, :, None], q[:, None, :])
+                return self.moment(system, h, k, p.reshape(-1), q.reshape(-1)).reshape(p.shape)
+
+            pu, pv = (np.broadcast_to(s, (*su.shape, sv.shape[1])) for s in (su[:, :, None], sv[:, None, :]))
+            out = system.new("moment", u, v, pu.reshape(-1), pv.reshape(-1))
+            table[pu.reshape(-1), pv.reshape(-1)] = out
+            own = cells(self.same, left.h, left.h, su, su), cells(self.same, right.h, right.h, sv, sv)
+            across = cells(system, left.h, right.h, su, sv)
+            system.emit(BatchEq(out, left.phi, right.phi, across, *own, within), self.key(system, u, v))
 
     def expectation(self, system: System, table: Array, u: int, v: int, pu: Array, pv: Array) -> None:
         """E F(g) F̄(ḡ) for Nonlins u and v, or for one and a Gaussian."""

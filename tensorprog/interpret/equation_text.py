@@ -18,6 +18,7 @@ from tensorprog.interpret.composite import MULTIPLY, Call, Expr, Slot, Sum, Valu
 from tensorprog.interpret.equations import (
     UNIT,
     ZERO,
+    BatchEq,
     DataEq,
     Equation,
     ImportEq,
@@ -188,6 +189,11 @@ class Writer:
                 return " · ".join(self.cell(int(c)) for c in cells[i]), "independent factors"
             case JointEq():
                 return f"E[{' · '.join(self.sides(equation, i))}]", "Hermite series in two dimensions"
+            case BatchEq(cov=cov):
+                _, u, v, p, q = self.system.owners[cell]
+                names = self.vector(u, p, "L"), self.vector(v, q, "R")
+                first = self.cell(int(cov.reshape(-1)[i // cov[0].size * cov[0].size]))
+                return f"E[{names[0]} · {names[1]}] given {first}, …", "integrals over a batch"
             case OneEq() | MeanEq() | ImportEq() | LeafEq() | DataEq() | ScalarEq():
                 return self.cell(cell), ""
 
@@ -261,6 +267,13 @@ class Writer:
                 for k, c in enumerate(cells[i].tolist()):
                     rest = " · ".join(self.cell(o) for j, o in enumerate(cells[i].tolist()) if j != k)
                     yield 1.0, rest, c
+            case BatchEq(cov=cov):
+                _, u, v, p, q = self.system.owners[int(equation.out[i])]
+                f, g = self.vector(u, p, "L"), self.vector(v, q, "R")
+                for c in cov[i // cov[0].size].reshape(-1).tolist():
+                    if c > UNIT:
+                        _, h, k, s, t = self.system.owners[c]
+                        yield 1.0, f"E[∂{f}/∂{self.vector(h, s, 'L')} · ∂{g}/∂{self.vector(k, t, 'R')}]", c
             case JointEq(cov=cov, left_slots=left, right_slots=right):
                 for a in left:
                     for b in right:

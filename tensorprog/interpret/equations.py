@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tensorprog.functions.base import Elementwise
+from tensorprog.functions.batch_integrals import Sides
 from tensorprog.functions.frozen import Function
 from tensorprog.interpret.composite import Vectorial
 from tensorprog.interpret.linear import Linear
@@ -153,7 +154,24 @@ class JointEq:
     """How many of the numbers, the last ones, are those of F̄."""
 
 
-Equation = LinearEq | PairEq | OneEq | MeanEq | ProductEq | ImportEq | LeafEq | DataEq | ScalarEq | JointEq
+@dataclass
+class BatchEq:
+    """out = E F(h) F̄(h̄)ᵀ for two blocks of sites, all pairs of them: F is batch norm and then φ, F̄ with ψ.
+
+    `cov` (m, A, B) are cells of this system, `left` (m, A, A) and `right` (m, B, B) of the same-input one. `within`:
+    both blocks are one and the same.
+    """
+
+    out: Array
+    phi: Sides
+    psi: Sides
+    cov: Array
+    left: Array
+    right: Array
+    within: bool
+
+
+Equation = LinearEq | PairEq | OneEq | MeanEq | ProductEq | ImportEq | LeafEq | DataEq | ScalarEq | JointEq | BatchEq
 
 
 @dataclass

@@ -14,12 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.interpret import integrals, rules
+from tensorprog.interpret import batch, integrals, rules
 from tensorprog.interpret.buffers import Array, Buffer, Context
 from tensorprog.interpret.plan import Group, Plan, Run
 from tensorprog.loops import whole
 
-_INTEGRATED = {"pair": integrals.pair, "one": integrals.one, "mean": integrals.mean, "joint": integrals.joint}
+_INTEGRATED = {
+    "pair": integrals.pair,
+    "one": integrals.one,
+    "mean": integrals.mean,
+    "joint": integrals.joint,
+    "batch": batch.batch,
+}
 _RULES = {
     "linear": rules.linear,
     "scaled": rules.scaled,

@@ -20,6 +20,7 @@ from tensorprog.functions.base import Elementwise
 from tensorprog.interpret.equations import (
     UNIT,
     Array,
+    BatchEq,
     DataEq,
     Equation,
     ImportEq,
@@ -152,6 +153,9 @@ def form_and_arrays(equation: Equation) -> tuple[Hashable, dict[str, Array]]:
             return ("data", index), {"sites": sites}
         case ScalarEq() as e:
             return ("scalar", e.fn, e.arguments, e.held), {"calls": e.cells, "monomials": e.numbers}
+        case BatchEq() as e:
+            form = ("batch", e.phi, e.psi, e.cov.shape[1:], e.within)
+            return form, {"blocks": e.cov, "left_block": e.left, "right_block": e.right}
         case JointEq() as e:
             form = ("joint", e.left, e.right, e.left_slots, e.right_slots, e.count, e.where)
             first = e.numbers.shape[1] - e.right_numbers
@@ -164,9 +168,13 @@ def form_and_arrays(equation: Equation) -> tuple[Hashable, dict[str, Array]]:
 def own_cells(system: str, form: Hashable, arrays: dict[str, Array]) -> Array:
     """Cells of its own system that an equation reads."""
     assert isinstance(form, tuple), "a form is a tuple"
-    own = [arrays[name].reshape(-1) for name in ("cells", "cov", "var", "calls") if name in arrays]
+    own = [arrays[name].reshape(-1) for name in ("cells", "cov", "var", "calls", "blocks") if name in arrays]
     if system == "same":
-        own += [arrays[name].reshape(-1) for name in ("factors", "left", "right") if name in arrays]
+        own += [
+            arrays[name].reshape(-1)
+            for name in ("factors", "left", "right", "left_block", "right_block")
+            if name in arrays
+        ]
         own += [-1 - a[a < 0] for name, a in arrays.items() if name.endswith("numbers")]
     if form[0] == "joint":
         where = np.array(form[6])
@@ -279,10 +287,10 @@ def _resolve(
     assert isinstance(form, tuple), "a form is a tuple"
     alone = (lambda cells: rows[cells]) if exported is None else exported.kept
     result = {"ids": arrays["out"], **arrays}
-    for name in ("out", "cells", "cov", "var", "calls"):
+    for name in ("out", "cells", "cov", "var", "calls", "blocks"):
         if name in arrays:
             result[name] = rows[arrays[name]]
-    for name in ("left", "right", "factors"):
+    for name in ("left", "right", "factors", "left_block", "right_block"):
         if name in arrays:
             result[name] = alone(arrays[name])
     numbers = {name: a for name, a in arrays.items() if name.endswith("numbers")}

@@ -18,7 +18,7 @@ from tensorprog.errors import ProgramError, bad_argument, problem
 from tensorprog.gia import Finding, backward_products, forward_transposes, readout_findings
 from tensorprog.interpret.buffers import Alone, Buffer, Context
 from tensorprog.interpret.demand import Demand
-from tensorprog.interpret.equations import UNIT, ZERO, ImportEq, JointEq, LinearEq, PairEq
+from tensorprog.interpret.equations import UNIT, ZERO, BatchEq, ImportEq, JointEq, LinearEq, PairEq
 from tensorprog.interpret.moments import evaluate
 from tensorprog.interpret.plan import Plan, Tables, plan
 from tensorprog.interpret.sizes import sizes
@@ -116,6 +116,8 @@ def _exported(equation: Any) -> np.ndarray:
     match equation:
         case PairEq(left=left, right=right):
             return np.concatenate([left, right, *own])
+        case BatchEq(left=left, right=right):
+            return np.concatenate([left.reshape(-1), right.reshape(-1)])
         case ImportEq(cells=cells):
             return cells
         case LinearEq(factors=factors) if factors is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from tensorprog.functions import batch_norm
+from tensorprog.functions.batchnorm import batch_norm
 from tensorprog.ir import Sites
 from tensorprog.nets.layers import Fn, check_depth, check_rank, convolution, dense, layer_norm, rms_norm
 from tensorprog.tracing.builder import Number, Width

@@ -66,7 +66,7 @@ def sampled_kernels(
     size = joined[0].shape[0] if joined else 1
     made = plan(structure, structure.outputs, size)
     dtype = jnp.result_type(*(joined or (float,)))
-    replicates, points = division(made, _samples(samples, made, dtype))
+    replicates, points = division(made, default_samples(samples, made, dtype))
     key = jax.random.key(0) if key is None else key
     one = partial(replicate, program, joined, made, points, weights, dtype)
     keys = jax.random.split(key, replicates)
@@ -94,7 +94,8 @@ def replicate(
     return [(halved(v), None if t is None else halved(t)) for v, t in run.run(program.structure.outputs)]
 
 
-def _samples(samples: int | None, made: Plan, dtype: jnp.dtype) -> int:
+def default_samples(samples: int | None, made: Plan, dtype: jnp.dtype) -> int:
+    """Draws in all: those that were asked for, else as many as are affordable."""
     if samples is None:
         affordable = WORK / (made.work * dtype.itemsize / 8)
         return 2 ** round(math.log2(min(MOST, max(LEAST, affordable))))
