@@ -1,6 +1,6 @@
 """Write docs/nets.md: every architecture of the zoo with its docstring and the listing of its small instance.
 
-    python docs/make_nets.py
+python docs/make_nets.py
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tensorprog.nets import NETS
 
+PLACE = r"[ \t]+\w+\.py:\d+$"  # where an instruction stands, which edits move
 GROUPS = {
     "multilayer": "Multilayer perceptrons",
     "normalised": "Normalisation",
@@ -22,8 +23,8 @@ GROUPS = {
 }
 HEAD = """# The architectures
 
-Each is one function of traced values in `tensorprog/nets/`, without a rule of its own anywhere else. `tp.nets.ZOO[name]`
-is the small instance that is listed here; `tp.nets.net(name).program(tp.Input(…), depth=…, …)` traces others. Which
+Each is one function of traced values in `tensorprog/nets/`, without a rule of its own anywhere else. `tp.nets.ZOO[name]` is
+the small instance that is listed here; `tp.nets.net(name).program(tp.Input(…), depth=…, …)` traces others. Which
 kernels are integrated and which are sampled stands with each. This page is written by `python docs/make_nets.py`.
 """
 
@@ -35,7 +36,7 @@ def page() -> str:
         parts.append(f"## {title}\n")
         for name, net in NETS.items():
             if net.fn.__module__.rpartition(".")[2] == module:
-                listing = re.sub(r"[ \t]+\w+\.py:\d+$", "", str(net.program()), flags=re.MULTILINE)
+                listing = re.sub(PLACE, "", str(net.program()), flags=re.MULTILINE)
                 parts.append(f"### {name}\n\n{inspect.getdoc(net.fn)}\n\n```text\n{listing}\n```\n")
     return "\n".join(parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -43,3 +44,9 @@ def test_notebooks_execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
     assert all(cell.outputs for cell in notebook.cells if cell.cell_type == "code" and "print(" in cell.source)
+
+
+def test_the_page_of_architectures_is_what_they_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    page = importlib.import_module("make_nets").page()
+    assert (ROOT / "docs" / "nets.md").read_text(encoding="utf-8") == page, "run python docs/make_nets.py"
