@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tensorprog.nets import NETS
 
-PLACE = r"[ \t]+\w+\.py:\d+$"  # where an instruction stands, which edits move
+PLACE = r"[ \t]+\w+\.py:\d+$"  # where an instruction stands: edits move it
 GROUPS = {
     "multilayer": "Multilayer perceptrons",
     "normalised": "Normalisation",
@@ -23,9 +23,9 @@ GROUPS = {
 }
 HEAD = """# The architectures
 
-Each is one function of traced values in `tensorprog/nets/`, without a rule of its own anywhere else. `tp.nets.ZOO[name]` is
-the small instance that is listed here; `tp.nets.net(name).program(tp.Input(…), depth=…, …)` traces others. Which
-kernels are integrated and which are sampled stands with each. This page is written by `python docs/make_nets.py`.
+Each is one function of traced values in `tensorprog/nets/`, without a rule of its own anywhere else. The small instance
+`tp.nets.ZOO[name]` is listed here; `tp.nets.net(name).program(tp.Input(…), depth=…, …)` traces others. Which kernels are
+integrated and which are sampled stands with each. This page is written by `python docs/make_nets.py`.
 """
 
 

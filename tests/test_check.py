@@ -240,3 +240,8 @@ def test_the_ntk_refuses_slopes_with_a_pole():
 
     with pytest.raises(tp.ProgramError, match="does not exist"):
         tp.ntk(tp.trace(net, tp.Input(2)), jnp.ones((1, 2)))
+
+
+def test_kernels_from_samples_are_said_to_be() -> None:
+    assert "estimated from samples" in str(tp.check(tp.nets.ZOO["gru"]))
+    assert not tp.check(tp.nets.ZOO["transformer"]).sampled and not tp.check(tp.nets.ZOO["batchnorm_mlp"]).sampled

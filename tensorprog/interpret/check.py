@@ -13,10 +13,11 @@ from tensorprog.batch import require_program
 from tensorprog.errors import Line, ProgramError
 from tensorprog.functions.base import elementwise, polynomially_bounded
 from tensorprog.functions.frozen import Function
-from tensorprog.gia import Finding, forward_transposes, reached, readout_findings
+from tensorprog.gia import Finding, backward_products, forward_transposes, reached, readout_findings
 from tensorprog.interpret.growth import Growth, Numbers, jump, measure
 from tensorprog.interpret.roads import Responses, Road, expectations, particles, possible
-from tensorprog.ir import Data, Input, MatMul, Moment, Nonlin
+from tensorprog.interpret.system import moments
+from tensorprog.ir import Data, Input, MatMul, Moment, Nonlin, Structure
 from tensorprog.program import Program, is_concrete
 from tensorprog.show import Printer
 from tensorprog.transform.passes import passes
@@ -48,7 +49,8 @@ class Report:
     backward pass may take Wᵀ for an independent copy. `transposes`: W and Wᵀ both act forward. `reasons`: everything
     that was found, with the user's line. `notes`: what does no harm but is worth knowing. `response`: where the simple
     check fails, the largest coefficient of a Ż in the backward pass and its standard error, at one Gaussian input of
-    norm √d: gradient independence holds when all of them vanish; None where there is nothing to measure.
+    norm √d: gradient independence holds when all of them vanish; None where there is nothing to measure. `sampled`: the
+    recursion has no rule for some expectation, so that kernels are estimated from samples.
     """
 
     ok: bool
@@ -57,6 +59,7 @@ class Report:
     reasons: tuple[Reason, ...]
     notes: tuple[str, ...]
     response: tuple[float, float] | None = None
+    sampled: bool = False
 
     @property
     def independent(self) -> bool:
@@ -86,7 +89,9 @@ class Report:
             return "nngp and ntk refuse it, since a Ż term appears; the limit still exists" + self._unless_ok()
         if not self.gia:
             return 'ntk needs method="backward" (n times the NTK); the limit still exists' + self._unless_ok()
-        return "nngp and ntk" if self.ok else "computed where the expectations exist; no theorem covers the program"
+        if self.ok:
+            return "nngp and ntk" + (", estimated from samples" if self.sampled else "")
+        return "computed where the expectations exist; no theorem covers the program"
 
     def _unless_ok(self) -> str:
         return "" if self.ok else " only where the expectations do"
@@ -126,7 +131,19 @@ def check(program: Program) -> Report:
     found = (*gia, *transposes, *(finding for finding, _ in hypotheses))
     ok = not any(breaks for _, breaks in hypotheses)
     response = _response(program, {f.position for f in gia}) if ok else None
-    return Report(ok, not gia, bool(transposes), tuple(map(reason, found)), tuple(_jumps(program)), response)
+    sampled = not gia and not transposes and not _integrated(structure)
+    return Report(ok, not gia, bool(transposes), tuple(map(reason, found)), tuple(_jumps(program)), response, sampled)
+
+
+def _integrated(structure: Structure) -> bool:
+    """Whether the recursion has a rule for every expectation of the outputs' kernels."""
+    if backward_products(structure, structure.outputs):
+        return True
+    try:
+        moments(structure, tuple((o, o) for o in structure.outputs))
+    except ProgramError:
+        return False
+    return True
 
 
 def _response(program: Program, failing: set[int]) -> tuple[float, float] | None:
