@@ -24,8 +24,8 @@ GROUPS = {
 HEAD = """# The architectures
 
 Each is one function of traced values in `tensorprog/nets/`, without a rule of its own anywhere else. The small instance
-`tp.nets.ZOO[name]` is listed here; `tp.nets.net(name).program(tp.Input(…), depth=…, …)` traces others. Which kernels are
-integrated and which are sampled stands with each. This page is written by `python docs/make_nets.py`.
+`tp.nets.ZOO[name]` is listed here; `tp.nets.net(name).program(tp.Input(…), depth=…, …)` traces others. Which are
+integrated and which sampled stands with each. This page is written by `python docs/make_nets.py`.
 """
 
 
