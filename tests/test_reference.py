@@ -36,7 +36,17 @@ ALWAYS = {
     "graph_relu_flat",
     "full_conv2d",
 }
-CASES = [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in COVERED]
+
+
+def mark(name: str) -> Any:
+    """Cases of fully connected nets are many of a kind: the deep ones are slow tests, the others are `full` ones."""
+    if name in ALWAYS:
+        return name
+    every = not name.startswith("fcn_") or name.endswith("_d20_b")
+    return pytest.param(name, marks=pytest.mark.slow if every else pytest.mark.full)
+
+
+CASES = [mark(n) for n in COVERED]
 KINKED = {"Relu", "LeakyRelu", "ABRelu", "Abs", "Sign", "RectifiedMonomial"}
 
 

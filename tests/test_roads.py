@@ -20,9 +20,13 @@ def data(program: tp.Program) -> jax.Array:
     return jnp.asarray(np.random.default_rng(7).normal(size=(3, *shape)))
 
 
+RATED = ("mlp", "mlp_tied", "mlp_two_widths", "resnet_mlp", "rnn", "rnn_mean", "layernorm_mlp", "dropout_mlp")
+"""Nets whose finite networks are quick; `python benchmarks/rates.py` tests them all, docs/rates.md has its table."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["nngp", "ntk"])
-@pytest.mark.parametrize("name", list(ZOO))
+@pytest.mark.parametrize("name", RATED)
 def test_finite_networks_converge_to_the_limit(name: str, what: str) -> None:
     program = ZOO[name]
     x = data(program)

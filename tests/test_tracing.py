@@ -636,6 +636,10 @@ def test_zoo(name):
     assert tp.nets.net(name).program() == program
 
 
+def test_zoo_is_a_mapping():
+    assert "rnn" in tp.nets.ZOO and "attention" not in tp.nets.ZOO and len(tp.nets.ZOO) == len(list(tp.nets.ZOO))
+
+
 def test_zoo_refuses():
     for wrong, text in (
         (lambda: tp.nets.ZOO["mpl"], "'mpl' is no architecture of the zoo; its names are mlp"),

@@ -72,6 +72,9 @@ class _Zoo(Mapping[str, Program]):
     def __getitem__(self, name: str) -> Program:
         return net(name).program()
 
+    def __contains__(self, name: object) -> bool:
+        return name in NETS
+
     def __iter__(self) -> Any:
         return iter(NETS)
 
