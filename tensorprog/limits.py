@@ -14,7 +14,18 @@ from tensorprog.batch import batch, require_program
 from tensorprog.errors import ProgramError, bad_argument, problem
 from tensorprog.gia import reached
 from tensorprog.interpret.particles import linear_obstacle
-from tensorprog.interpret.roads import NODES, Outputs, Read, Road, expectations, is_small, particles, possible, widest
+from tensorprog.interpret.roads import (
+    NODES,
+    Outputs,
+    Read,
+    Road,
+    expectations,
+    held,
+    is_small,
+    particles,
+    possible,
+    widest,
+)
 from tensorprog.ir import ScalarType, Structure
 from tensorprog.program import Program, is_concrete
 from tensorprog.show import expression
@@ -163,7 +174,9 @@ def choose(structure: Structure, ends: tuple[int, ...], options: Options) -> Roa
         )  # fmt: skip
     if name != "particles":
         return Road(name, naive=options.naive)
-    return Road(name, *particles(structure, ends, options.samples, options.chunk), options.naive)
+    points, replicates = particles(structure, ends, options.samples, options.chunk)
+    together = points * replicates <= (held(structure, ends) if options.chunk is None else options.chunk)
+    return Road(name, points, replicates, options.naive, together)
 
 
 def _check_outputs(program: Program) -> None:

@@ -209,8 +209,9 @@ def _ascending(low: Array, high: Array) -> tuple[Array, Array]:
 @lru_cache(maxsize=1024)
 def _fixed(fn: Callable, dtype: str) -> tuple[np.ndarray, ...]:
     """The features of a function without numbers, as constants, without padding; searched once per function."""
-    # Compiled ahead: a call would become part of a trace in progress.
-    found = jax.jit(lambda: search(fn, (), jnp.dtype(dtype))).lower().compile()()
+    # Compiled ahead: a call would become part of a trace in progress. Also where all else is run without compilation.
+    with jax.disable_jit(False):
+        found = jax.jit(lambda: search(fn, (), jnp.dtype(dtype))).lower().compile()()
     return tuple(part[np.isfinite(part)] for part in map(np.asarray, found))
 
 

@@ -32,12 +32,14 @@ Read = Callable[[Limit], Any]
 
 @dataclass(frozen=True)
 class Road:
-    """How a program is run. `method`: "exact", "quadrature" or "particles", the latter by replicates of `points`."""
+    """How a program is run. `method`: "exact", "quadrature" or "particles", the latter by replicates of `points`, one
+    after another or all together."""
 
     method: str
     points: int = 0
     replicates: int = 0
     naive: bool = False
+    together: bool = False
 
 
 def widest(structure: Structure, positions: list[int]) -> int:
@@ -55,12 +57,16 @@ def possible(structure: Structure, ends: tuple[int, ...]) -> str:
 
 def particles(structure: Structure, ends: tuple[int, ...], samples: int, chunk: int | None) -> tuple[int, int]:
     """(points, replicates): a power of two of draws at a time, as many as fit, in at least 32 replicates."""
-    if chunk is None:
-        vectors = sum(math.prod(structure.types[p].sites) for p in reached(structure, ends))
-        chunk = min(CHUNK, _BYTES // (16 * max(1, vectors)))
+    chunk = held(structure, ends) if chunk is None else chunk
     most = max(_LEAST, min(chunk, samples // REPLICATES))
     points = 2 ** int(math.log2(most))
     return points, max(REPLICATES, -(-samples // points))
+
+
+def held(structure: Structure, ends: tuple[int, ...]) -> int:
+    """How many draws are held at a time."""
+    vectors = sum(math.prod(structure.types[p].sites) for p in reached(structure, ends))
+    return min(CHUNK, _BYTES // (16 * max(1, vectors)))
 
 
 def _single(
@@ -103,7 +109,8 @@ def _replicated(
         limit.run(positions)
         return read(limit)
 
-    found = jax.lax.map(replicate, jax.random.split(key, road.replicates))
+    keys = jax.random.split(key, road.replicates)
+    found = jax.vmap(replicate)(keys) if road.together else jax.lax.map(replicate, keys)
     value = jax.tree.map(lambda a: a.mean(0), found)
     error = jax.tree.map(lambda a: jax.lax.stop_gradient(a.std(0, ddof=1) / math.sqrt(road.replicates)), found)
     return value, error
