@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from tensorprog.functions import base
 from tensorprog.interpret import integrals, plan
+from tensorprog.program import is_concrete
 
 AT_ONCE, FEW = 64, 4
 Numbers = tuple[Any, ...]
@@ -37,7 +38,7 @@ def _shared(road: Callable[..., Any], count: int) -> Callable[..., Any]:
         functions, rest = given[:count], given[count:]
         arguments = [jnp.asarray(a) for a in rest if not isinstance(a, tuple)]
         numbers = tuple(a for a in rest if isinstance(a, tuple))
-        if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((arguments, numbers))):
+        if not all(map(is_concrete, jax.tree.leaves((arguments, numbers)))):
             return road(*given)
         shape = jnp.broadcast_shapes(*(a.shape for a in arguments))
         flat = [jnp.broadcast_to(a, shape).reshape(-1) for a in arguments]
@@ -67,7 +68,7 @@ def _joint(road: Callable[..., Any], count: int) -> Callable[..., Any]:
 
     def compiled(*given: Any) -> Any:
         functions, (covs, numbers) = given[:count], given[count:]
-        if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((covs, numbers))):
+        if not all(map(is_concrete, jax.tree.leaves((covs, numbers)))):
             return road(*given)
         leaves, tree = jax.tree.flatten(covs)
         shape = jnp.broadcast_shapes(*(a.shape[:-2] for a in leaves))

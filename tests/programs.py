@@ -6,6 +6,8 @@ numbers keeps it a program, which is how hypothesis shrinks. What comes out is s
 the program traced from it: a failure is a text to copy.
 """
 
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -410,20 +412,20 @@ KINDS = (
 )  # fmt: skip
 
 
-def steps() -> st.SearchStrategy[Step]:
+def steps(kinds: tuple[str, ...]) -> st.SearchStrategy[Step]:
     last = st.sampled_from((0, 0, 0, 1, 1, 2, 3))
-    return st.builds(Step, st.sampled_from(KINDS), last, st.integers(0, 3), st.integers(0, 8))
+    return st.builds(Step, st.sampled_from(kinds), last, st.integers(0, 3), st.integers(0, 8))
 
 
-def programs(most: int = 14) -> st.SearchStrategy[Sketch]:
-    """Programs of up to MOST instructions."""
+def programs(most: int = 14, kinds: tuple[str, ...] = KINDS) -> st.SearchStrategy[Sketch]:
+    """Programs of up to MOST instructions, from up to `most` steps of some kinds."""
     return st.builds(
         Sketch,
         st.sampled_from((0, 2)),
         st.sampled_from(("", "data", "mask", "input")),
         st.sampled_from((0.0, 1.0, 0.5, 2.0)),
         st.sampled_from((0, 0, 0, 1, 1, 1, 2, 2, 2, 3)),
-        st.lists(steps(), min_size=1, max_size=most).map(tuple),
+        st.lists(steps(kinds), min_size=1, max_size=most).map(tuple),
         st.lists(small_end(), min_size=1, max_size=2).map(tuple),
     )
 

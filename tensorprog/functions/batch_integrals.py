@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from tensorprog.functions.forms import root
@@ -60,25 +61,28 @@ IDENTITY, RELU, ABS = Sides(1.0, -1.0), Sides(1.0, 0.0), Sides(1.0, 1.0)
 
 
 def mean_sums(S: Array, phi: Sides) -> Sums:
-    S, _, values = _unit(S)
+    """E F, (B,)."""
+    H, S, _, values = unit(S)
     rule = root_rule(values, NODES[S.dtype][1])
     tilted = tilt(S, rule.s)
     weights = jnp.exp(rule.log_weight - tilted.log_det / 2)
     # E phi(u) = even E|u| = even sqrt(2 K/pi)
-    return _scaled(phi.even * (math.sqrt(2 * S.shape[-1]) / math.pi), integral(weights, root(diagonal(tilted.K))))
+    return _scaled(phi.even * (math.sqrt(2 * len(H)) / math.pi), integral(weights, root(_variances(H, tilted.K))))
 
 
 def same_sums(S: Array, phi: Sides, psi: Sides) -> Sums:
-    S, _, values = _unit(S)
+    """E F_k H_l, (B, B)."""
+    H, S, _, values = unit(S)
     rule = square_rule(values, NODES[S.dtype][0])
     tilted = tilt(S, rule.s)
     weights = jnp.exp(rule.log_weight - tilted.log_det / 2)
-    return _scaled(S.shape[-1], integral(weights, _pair(*_entries(tilted.K), phi, psi)))
+    return _scaled(len(H), integral(weights, _within(*_entries(H @ tilted.K @ H.T), phi, psi)))
 
 
 def same_tangent_sums(S: Array, T: Array, phi: Sides, psi: Sides) -> Sums:
-    S, unit, values = _unit(S)
-    T = centred(T) / unit
+    """sum_ij E[d_i F_k d_j H_l] T_ij, (B, B); its derivation is told in `batchnorm.same_tangent`."""
+    H, S, scale, values = unit(S)
+    T = H.T @ T @ H / scale
     rule = square_rule(values, NODES[S.dtype][0])
     tilted = tilt(S, rule.s)
     weights = jnp.exp(rule.log_weight - tilted.log_det / 2)
@@ -86,36 +90,35 @@ def same_tangent_sums(S: Array, T: Array, phi: Sides, psi: Sides) -> Sums:
     TP, PT = T @ P, P @ T
     PTP = PT @ P
     covariance = T - TP - PT + (PTP + PTP.mT) / 2
-    first, second = diagonal(PTP - 2 * TP), diagonal(PTP - 2 * PT)
-    value, moved = jax.jvp(lambda a, b, c: _pair(a, b, c, phi, psi), _entries(P), _beside(first, second, covariance))
+    moves = _beside(_variances(H, PTP - 2 * TP), _variances(H, PTP - 2 * PT), H @ covariance @ H.T)
+    value, moved = jax.jvp(lambda a, b, c: _within(a, b, c, phi, psi), _entries(H @ P @ H.T), moves)
     integrand = moved + value * (jnp.trace(TP, axis1=-2, axis2=-1) / 2)[:, None, None]
-    scale = jnp.where((values > 0).sum() >= 3, float(S.shape[-1]), jnp.nan)
-    return _scaled(scale, integral(weights, integrand))
+    exists = (values > 0).sum() >= 3
+    return _scaled(jnp.where(exists, float(len(H)), jnp.nan), integral(weights, integrand))
 
 
 def cross_sums(S1: Array, S2: Array, X: Array, phi: Sides, psi: Sides) -> Sums:
-    """One batch is weighted after the other: hbar is N(0, S2 - 2s X^T (1 + 2s S1)^-1 X) once h has its weight."""
-    S1, unit1, values1 = _unit(S1)
-    S2, unit2, values2 = _unit(S2)
-    X = centred(X) * lax.rsqrt(unit1) * lax.rsqrt(unit2)
+    """E F_k Hbar_l, (A, B): hbar is N(0, S2 - 2s X^T (1 + 2s S1)^-1 X) once h has its weight, then has its own."""
+    H1, S1, scale1, values1 = unit(S1)
+    H2, S2, scale2, values2 = unit(S2)
+    X = H1.T @ X @ H2 * lax.rsqrt(scale1) * lax.rsqrt(scale2)
     count = NODES[X.dtype][1]
     rule1, rule2 = root_rule(values1, count), root_rule(values2, count)
-    s, t = rule1.s, rule2.s
-    first = tilt(S1, s)
-    Y, left = _given(S1, S2, X, s, first.M)
+    first = tilt(S1, rule1.s)
+    Y, left = _given(S1, S2, X, rule1.s, first.M)
 
     def node(item: tuple[Array, ...]) -> Sums:
-        """The integral over t at one s."""
-        log_weight, K, Y, left = item
-        second = tilt(left, t)
+        """The integral over hbar's weight at one weight of h."""
+        log_weight, a, Y, left = item
+        second = tilt(left, rule2.s)
         c = Y @ second.M
-        a = diagonal(K) - 2 * t[:, None] * (c * Y).sum(-1)
+        a = a - 2 * rule2.s[:, None] * (c * Y).sum(-1)
         weights = jnp.exp(log_weight + rule2.log_weight - second.log_det / 2)
-        return integral(weights, _pair(*_beside(a, diagonal(second.K), c), phi, psi))
+        return integral(weights, _pair(*_beside(a, _variances(H2, second.K), c @ H2.T), phi, psi))
 
     # One node at a time: all of them at once would leave the processor's cache, and take three times as long.
-    fine, coarse = mapped(node, (rule1.log_weight - first.log_det / 2, first.K, Y, left))
-    return _scaled(math.sqrt(X.shape[0] * X.shape[1]) / math.pi, (fine.sum(0), 2 * coarse[::2].sum(0)))
+    fine, coarse = mapped(node, (rule1.log_weight - first.log_det / 2, _variances(H1, first.K), H1 @ Y, left))
+    return _scaled(math.sqrt(len(H1) * len(H2)) / math.pi, (fine.sum(0), 2 * coarse[::2].sum(0)))
 
 
 def _given(S1: Array, S2: Array, X: Array, s: Array, M: Array) -> tuple[Array, Array]:
@@ -139,37 +142,52 @@ def _given(S1: Array, S2: Array, X: Array, s: Array, M: Array) -> tuple[Array, A
     return Q @ kept + (Y - lax.stop_gradient(Y)), exact + (left - lax.stop_gradient(left))
 
 
-# ---- pieces ---------------------------------------------------------------------------------------------------------
+# ---- covariances of g -----------------------------------------------------------------------------------------------
 
 
-def centred(S: Array) -> Array:
-    """G S Gbar."""
-    S = S - S.mean(-1, keepdims=True)
-    return S - S.mean(-2, keepdims=True)
+def basis(B: int, dtype: Any) -> Array:
+    """H (B, B-1), with H H^T = G: orthonormal coordinates of what has mean 0 over the batch.
+
+    In them nothing is left of the batch's mean. In G S G its rounding would be, where the weights leave even less.
+    """
+    k = np.arange(1, max(B, 2))
+    H = np.where(np.arange(B)[:, None] < k, 1.0, 0.0) - np.where(np.arange(B)[:, None] == k, k, 0.0)
+    return jnp.asarray(H / np.sqrt(k * (k + 1.0)) * (B > 1), dtype)
 
 
 def noise(S: Array) -> Array:
     """(...,): how much of an eigenvalue of G S G may be the rounding of S."""
     eps = float(jnp.finfo(S.dtype).eps)
-    return S.shape[-1] * eps * jnp.maximum(diagonal(S).max(-1), diagonal(centred(S)).sum(-1))
+    variances = jnp.diagonal(S, axis1=-2, axis2=-1)
+    return S.shape[-1] * eps * jnp.maximum(variances.max(-1), variances.sum(-1) - S.sum((-2, -1)) / S.shape[-1])
 
 
 def spectrum(S: Array) -> tuple[Array, Array]:
-    """Eigenvalues of G S G, 0 where they may be rounding, and eigenvectors. Constants."""
+    """Eigenvalues of H^T S H, 0 where they may be rounding, and eigenvectors. Constants."""
     S = lax.stop_gradient(S)
-    values, Q = jnp.linalg.eigh(centred(S))
+    H = basis(len(S), S.dtype)
+    values, Q = jnp.linalg.eigh(H.T @ S @ H)
     return jnp.where(values > noise(S), values, 0.0), Q
 
 
-def _unit(S: Array) -> tuple[Array, Array, Array]:
-    """G S G in units of its mean variance, that unit, and its eigenvalues; nan where all examples are equal.
+def unit(S: Array) -> tuple[Array, Array, Array, Array]:
+    """H; H^T S H over its mean variance; that variance, nan where all examples are equal; the eigenvalues over it.
 
     Batch norm knows no scale, so derivatives are right with the unit held fixed.
     """
+    H = basis(len(S), S.dtype)
     values, Q = spectrum(S)
-    unit = jnp.where((values > 0).any(), values.sum() / values.size, jnp.nan)
-    S = centred(S)
-    return ((Q * values) @ Q.T + (S - lax.stop_gradient(S))) / unit, unit, values / unit
+    scale = jnp.where((values > 0).any(), values.sum() / len(S), jnp.nan)
+    inner = H.T @ S @ H
+    return H, ((Q * values) @ Q.T + (inner - lax.stop_gradient(inner))) / scale, scale, values / scale
+
+
+# ---- moments of u and v ---------------------------------------------------------------------------------------------
+
+
+def _variances(H: Array, K: Array) -> Array:
+    """The diagonal of H K H^T."""
+    return ((H @ K) * H).sum(-1)
 
 
 def _beside(a: Array, b: Array, c: Array) -> tuple[Array, Array, Array]:
@@ -179,7 +197,8 @@ def _beside(a: Array, b: Array, c: Array) -> tuple[Array, Array, Array]:
 
 def _entries(K: Array) -> tuple[Array, Array, Array]:
     """The two variances and the covariance of each entry of K."""
-    return _beside(diagonal(K), diagonal(K), K)
+    diagonal = jnp.diagonal(K, axis1=-2, axis2=-1)
+    return _beside(diagonal, diagonal, K)
 
 
 def _pair(a: Array, b: Array, c: Array, phi: Sides, psi: Sides) -> Array:
@@ -190,8 +209,11 @@ def _pair(a: Array, b: Array, c: Array, phi: Sides, psi: Sides) -> Array:
     return odd * c + even * signed_pair(1, 1, a, b, c)
 
 
-def diagonal(K: Array) -> Array:
-    return jnp.diagonal(K, axis1=-2, axis2=-1)
+def _within(a: Array, b: Array, c: Array, phi: Sides, psi: Sides) -> Array:
+    """`_pair` of one Gaussian vector; u = v on the diagonal, where no angle should be differentiated."""
+    one = jnp.eye(c.shape[-1], dtype=bool)
+    apart = _pair(jnp.where(one, 1.0, a), jnp.where(one, 1.0, b), jnp.where(one, 0.0, c), phi, psi)
+    return jnp.where(one, (phi.odd * psi.odd + phi.even * psi.even) * c, apart)
 
 
 def _scaled(scale: Any, sums: Sums) -> Sums:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from tensorprog.functions.batch_integrals import (
@@ -70,9 +71,8 @@ class BatchNorm:
         centred = z - z.mean()
         variance = (centred * centred).mean()
         # The mean of equal numbers is off by rounding, which must not be blown up to 1.
-        some = variance > (4 * jnp.finfo(z.dtype).eps * jnp.abs(z).max()) ** 2
-        divisor = jnp.where(some, variance, 1.0) + eps
-        return jnp.where(some, centred / jnp.sqrt(divisor), 0.0)
+        some = (variance > (4 * jnp.finfo(z.dtype).eps * jnp.abs(z).max()) ** 2) | (eps > 0)
+        return jnp.where(some, centred / jnp.sqrt(jnp.where(some, variance + eps, 1.0)), 0.0)
 
 
 batch_norm = BatchNorm()
@@ -100,7 +100,7 @@ def sides(form: Form | None, numbers: Numbers = ()) -> Sides | None:
 # ---- where expectations exist ---------------------------------------------------------------------------------------
 
 
-def dimensions(S: Float[Array, "*n B B"]) -> Array:
+def dimensions(S: Float[ArrayLike, "*n B B"]) -> Array:
     """In how many dimensions g = h - mean h varies, (*n,): B - 1, less one for each example that repeats another.
 
     Expectations of F exist from 1 on. At 0 all examples are equal, batch norm is undefined, and everything here is nan.
@@ -113,18 +113,18 @@ def dimensions(S: Float[Array, "*n B B"]) -> Array:
 # ---- expectations ---------------------------------------------------------------------------------------------------
 
 
-def mean(S: Float[Array, "*n B B"], phi: Sides) -> Float[Array, "*n B"]:
+def mean(S: Float[ArrayLike, "*n B B"], phi: Sides) -> Float[Array, "*n B"]:
     """E F(h), h ~ N(0, S)."""
     return _vectorized(lambda S: mean_sums(S, phi), "(b,b)->(b),(b)")(*_floating(S))[0]
 
 
-def mean_error(S: Array, phi: Sides) -> tuple[Array, Array]:
+def mean_error(S: ArrayLike, phi: Sides) -> tuple[Array, Array]:
     """`mean`, and a bound of its error."""
     work = _vectorized(lambda S: mean_sums(S, phi), "(b,b)->(b),(b)")
     return _bounded(work, _floating(S), axes=1)
 
 
-def same(S: Float[Array, "*n B B"], phi: Sides, psi: Sides | None = None) -> Float[Array, "*n B B"]:
+def same(S: Float[ArrayLike, "*n B B"], phi: Sides, psi: Sides | None = None) -> Float[Array, "*n B B"]:
     """E F(h) H(h)^T within one batch; H is F with psi in place of phi (None: the same).
 
     **Arguments:** S: covariances of h, symmetric; leading axes are batched over. **Returns:** nan where S has no
@@ -133,13 +133,13 @@ def same(S: Float[Array, "*n B B"], phi: Sides, psi: Sides | None = None) -> Flo
     return _same_sums(phi, psi)(*_floating(S))[0]
 
 
-def same_error(S: Array, phi: Sides, psi: Sides | None = None) -> tuple[Array, Array]:
+def same_error(S: ArrayLike, phi: Sides, psi: Sides | None = None) -> tuple[Array, Array]:
     """`same`, and a bound of its error, one for all entries of a matrix."""
     return _bounded(_same_sums(phi, psi), _floating(S))
 
 
 def same_tangent(
-    S: Float[Array, "*n B B"], T: Float[Array, "*n B B"], phi: Sides, psi: Sides | None = None
+    S: Float[ArrayLike, "*n B B"], T: Float[ArrayLike, "*n B B"], phi: Sides, psi: Sides | None = None
 ) -> Float[Array, "*n B B"]:
     """sum_ij E[d_i F_k d_j H_l] T_ij: how E F_k(h) H_l(hbar) moves with Cov(h_i, hbar_j), at hbar = h.
 
@@ -155,16 +155,16 @@ def same_tangent(
     return _same_tangent_sums(phi, psi)(*_floating(S, T))[0]
 
 
-def same_tangent_error(S: Array, T: Array, phi: Sides, psi: Sides | None = None) -> tuple[Array, Array]:
+def same_tangent_error(S: ArrayLike, T: ArrayLike, phi: Sides, psi: Sides | None = None) -> tuple[Array, Array]:
     """`same_tangent`, and a bound of its error."""
     S, T = _floating(S, T)
     return _bounded(lambda S: _same_tangent_sums(phi, psi)(S, T), (S,), angle=ANGLE)
 
 
 def cross(
-    S1: Float[Array, "*n A A"],
-    S2: Float[Array, "*n B B"],
-    X: Float[Array, "*n A B"],
+    S1: Float[ArrayLike, "*n A A"],
+    S2: Float[ArrayLike, "*n B B"],
+    X: Float[ArrayLike, "*n A B"],
     phi: Sides,
     psi: Sides | None = None,
 ) -> Float[Array, "*n A B"]:
@@ -178,7 +178,9 @@ def cross(
     return _cross_sums(S1, S2, X, phi, psi)[0]
 
 
-def cross_error(S1: Array, S2: Array, X: Array, phi: Sides, psi: Sides | None = None) -> tuple[Array, Array]:
+def cross_error(
+    S1: ArrayLike, S2: ArrayLike, X: ArrayLike, phi: Sides, psi: Sides | None = None
+) -> tuple[Array, Array]:
     """`cross`, and a bound of its error, one for all entries of a matrix."""
     S1, S2, X = _floating(S1, S2, X)
     # In one dimension the integrand falls slowly, to where angles are rounding.
@@ -188,10 +190,10 @@ def cross_error(S1: Array, S2: Array, X: Array, phi: Sides, psi: Sides | None = 
 
 
 def cross_tangent(
-    S1: Float[Array, "*n A A"],
-    S2: Float[Array, "*n B B"],
-    X: Float[Array, "*n A B"],
-    T: Float[Array, "*n A B"],
+    S1: Float[ArrayLike, "*n A A"],
+    S2: Float[ArrayLike, "*n B B"],
+    X: Float[ArrayLike, "*n A B"],
+    T: Float[ArrayLike, "*n A B"],
     phi: Sides,
     psi: Sides | None = None,
 ) -> Float[Array, "*n A B"]:
@@ -204,7 +206,7 @@ def cross_tangent(
 
 
 def cross_tangent_error(
-    S1: Array, S2: Array, X: Array, T: Array, phi: Sides, psi: Sides | None = None
+    S1: ArrayLike, S2: ArrayLike, X: ArrayLike, T: ArrayLike, phi: Sides, psi: Sides | None = None
 ) -> tuple[Array, Array]:
     """`cross_tangent`, and a bound of its error. It is large (1e-4) where both batches are the same four examples."""
     S1, S2, X, T = _floating(S1, S2, X, T)
