@@ -92,7 +92,7 @@ def evaluate(
         found = grid.on_host(progress)
         for side in (found.left,) if x2 is None else (found.left, found.right):
             check_expectations(program, m, side, slopes=tangent)
-        return [_finite(program, r) for r in grid.targets(found, np)]
+        return [finite(program, r) for r in grid.targets(found, np)]
     return grid.targets(grid.in_jax(), jnp)
 
 
@@ -223,7 +223,11 @@ def _stacked(buffers: list[Any]) -> Any:
     return jax.tree.map(lambda *a: np.stack([np.asarray(x) for x in a]), *buffers)
 
 
-def _finite(program: Program, result: dict[str, Any]) -> dict[str, Any]:
+def finite(program: Program, result: dict[str, Any]) -> dict[str, Any]:
+    """Kernels as they are; NaN and infinite ones are refused.
+
+    **Raises:** `ProgramError` that says which it is.
+    """
     for name in ("value", "tangent"):
         if result[name] is not None and not np.isfinite(np.asarray(result[name])).all():
             why = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +12,13 @@ import jax.numpy as jnp
 from tensorprog.batch import batch, require_program
 from tensorprog.decomposition import backward_kernels
 from tensorprog.errors import NotIntegrated, bad_argument
-from tensorprog.evaluation import evaluate
+from tensorprog.evaluation import evaluate, finite
 from tensorprog.gia import backward_products, forward_transposes
 from tensorprog.interpret.system import Targets, kernel_structure, moments, parameter_weights, refuse
 from tensorprog.ir import ScalarType, Structure
 from tensorprog.limits import SAMPLES, Options
-from tensorprog.program import Program
-from tensorprog.sampling.kernels import sampled_kernels
+from tensorprog.program import Program, is_concrete
+from tensorprog.sampling.kernels import Sampled, sampled_kernels
 
 Array = jax.Array
 
@@ -202,8 +203,7 @@ def _kernels(
     weights = parameter_weights(program, convention, widths)
     if not _integrated(structure):
         draws = sampled_kernels(program, *arrays, weights if what == "ntk" else None, samples, key)
-        bounds = [Bounds(k.nngp_error, k.ntk_error) if error else None for k in draws]
-        return [Kernels(k.nngp, k.ntk, b) for k, b in zip(draws, bounds, strict=True)], structure.single
+        return [_sampled(program, k, error) for k in draws], structure.single
     results = evaluate(
         program, *arrays, _targets(structure), tangent=what == "ntk", error=error, weights=weights, progress=progress
     )
@@ -214,6 +214,18 @@ def _kernels(
     return found, structure.single
 
 
+def _sampled(program: Program, found: Sampled, error: bool) -> Kernels:
+    """Sampled kernels as the integrated ones are given: checked, without axes of inputs where there are none."""
+    own = (found.nngp, found.ntk, found.nngp_error, found.ntk_error)
+    if not program.structure.inputs:
+        own = tuple(None if k is None else k[0, 0] for k in own)
+    nngp, ntk, nngp_error, ntk_error = own
+    if all(is_concrete(k) for k in (nngp, ntk) if k is not None):
+        finite(program, {"value": nngp, "tangent": ntk})
+    return Kernels(nngp, ntk, Bounds(nngp_error, ntk_error) if error else None)
+
+
+@lru_cache(maxsize=256)
 def _integrated(structure: Structure) -> bool:
     """Whether the recursion has a rule for every expectation; where it has none, kernels are sampled."""
     try:

@@ -257,3 +257,36 @@ def test_two_standard_errors_hold_in_95_of_100(name: str) -> None:
             miss = np.abs(getattr(found, kernel) - getattr(truth, kernel))
             hits.append((miss <= 2 * getattr(found.error, kernel))[np.triu_indices(3)])
     assert 0.90 <= np.mean(hits) <= 0.98
+
+
+# ---- what a reader of the code found
+
+
+def test_inputs_of_one_feature() -> None:
+    """A sliced input of one feature is no constant: the same kernel as of two features, the second one 0."""
+    one = jnp.asarray([[[0.5], [1.0]], [[-0.3], [0.7]]])
+    two = jnp.concatenate([np.sqrt(2.0) * one, 0.0 * one], axis=-1)
+    gru = tp.nets.net("gru")
+    found = tp.kernels(gru.program(tp.Input(2, 1)), one, samples=2**12)
+    same = tp.kernels(gru.program(tp.Input(2, 2)), two, samples=2**12)
+    np.testing.assert_allclose(found.nngp, same.nngp, rtol=0.05)
+    np.testing.assert_allclose(found.ntk, same.ntk, rtol=0.1)
+
+
+def test_kernels_that_are_not_finite_are_refused() -> None:
+    def undefined(x):
+        n = tp.Width("n")
+        return tp.weight("v", 1, n) @ tp.nonlin(
+            lambda z: jnp.max(jnp.log(z)), tp.weight("U", n, x.features) @ x, over=0
+        )
+
+    with pytest.raises(tp.ProgramError, match="not finite"):
+        tp.nngp(tp.trace(undefined, tp.Input(2, 3)), jnp.ones((1, 2, 3)), samples=2**10)
+
+
+def test_without_inputs_a_kernel_is_one_number() -> None:
+    def drawn():
+        n = tp.Width("n")
+        return tp.weight("v", 1, n) @ tp.nonlin(jnp.max, tp.bias("b", n, sites=(3,)), over=0)
+
+    assert tp.nngp(tp.trace(drawn), samples=2**10).shape == ()

@@ -188,3 +188,22 @@ def test_values_of_the_recursion_with_scalars_agree_with_the_kernel() -> None:
 )
 def test_degrees_are_read_off_the_operations(fn: Any, expected: int | None) -> None:
     assert degree(freeze(fn)[0], 1, 1, ()) == expected
+
+
+def test_a_name_changes_no_number() -> None:
+    """A scaled vector beside the bias that it depends on, whose mean counts once."""
+
+    def f(x: Any, name: str | None) -> Any:
+        n = tp.Width("n")
+        b = tp.bias("b", n, mean=0.7, var=0.3)
+        h = tp.nonlin(jax.nn.relu, tp.weight("U", n, x.features) @ x + b)
+        u = h / tp.scalar(jnp.sqrt, tp.moment(lambda a: a * a, h))
+        return tp.weight("v", 1, n) @ ((u if name is None else tp.named(name, u)) + b)
+
+    x = jnp.asarray(RNG.normal(size=(2, 3)))
+    plain, named = (tp.kernels(tp.trace(f, tp.Input(3), name=name), x) for name in (None, "u"))
+    np.testing.assert_allclose(named.nngp, plain.nngp, rtol=1e-12)
+    np.testing.assert_allclose(named.ntk, plain.ntk, rtol=1e-12)
+    program = tp.trace(f, tp.Input(3), name="u")
+    finite = tp.empirical.nngp(program, tp.init(program, jax.random.key(0), 100_000), x)
+    np.testing.assert_allclose(named.nngp, finite, rtol=0.02)

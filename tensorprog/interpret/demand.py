@@ -203,17 +203,32 @@ class Demand:
         if a.opened and b.opened:
             return self.opened(system, u, v, pu, pv)
         if not a.opened and not b.opened:
-            return whole(self.moment(system, u, v, pu, pv))
+            return self.centred(system, u, v, pu, pv)
         closed, opened = (v, u) if a.opened else (u, v)
         if not self.innovation(opened) & linear.sources(closed):
             return None
         if linear.nonlinear(closed) or linear.scaled(closed):
-            return whole(self.moment(system, u, v, pu, pv))
+            return self.centred(system, u, v, pu, pv)
         sites = (pu if closed == u and not a.opened else pv)[:, None]
         forms = linear.form(closed, sites)
         other = Term(opened, (pv if not a.opened else pu)[:, None], 1, opened=True)
         parts = [self.pair(system, t, other) if not a.opened else self.pair(system, other, t) for t in forms]
         return joined(parts, len(pu))
+
+    def centred(self, system: System, u: int, v: int, pu: Array, pv: Array) -> Terms:
+        """The moment of two vectors where a Gaussian has its mean taken off; constants meet means in `constant_parts`.
+
+        `moment` has it taken off beside Gaussians and Nonlins; beside sums with Nonlins in them it is taken off here.
+        """
+        parts = [whole(self.moment(system, u, v, pu, pv))]
+        for one, other, sites, at, side in ((u, v, pu, pv, "left"), (v, u, pv, pu, "right")):
+            if self.linear.gaussian(one) or self.linear.nonlinear(one) or not self.linear.gaussian(other):
+                continue
+            minus = self.linear.monomials.add(-1.0, ())
+            for constant in self.linear.constant(other, at[:, None]):
+                means = self.imported(system, side, self.mean(one, sites))
+                parts.append(self.outer(means[:, None], minus, constant, len(pu)))
+        return joined(parts, len(pu)) if len(parts) > 1 else parts[0]
 
     def innovation(self, position: int) -> frozenset[tuple[str, int]]:
         """The random thing that an opened atom is made of: independent of all that does not contain it."""

@@ -54,7 +54,8 @@ def _mapped(group: Group, call: Any, arguments: Sequence[Array], *more: Any) -> 
 
     items = jax.tree.map(flat, (*arguments, *more))
     # Series and quadrature choose by values, which only a loop can; closed forms are vectorised.
-    closed = all(isinstance(f, Elementwise) and f.form is not None for f in group.form[1:3])  # type: ignore[index]
+    functions = [f for f in group.form[1:3] if not isinstance(f, tuple)]  # type: ignore[index]
+    closed = all(isinstance(f, Elementwise) and f.form is not None for f in functions)
     found = jax.vmap(call)(*items) if closed else mapped(lambda item: call(*item), items)
     return jax.tree.map(lambda x: x.reshape(lead), found)
 

@@ -282,10 +282,11 @@ class Run:
                 total = gaussian if total is None else total + gaussian
             if x.constant is not None:
                 own = x.constant[..., None]
-                total = Atom(own + (0 if total is None else total.values), None if total is None else total.tangent)
+                if total is None:  # a constant alone: the same in every draw
+                    total = Atom(jnp.broadcast_to(own, (*x.constant.shape, self.draws.points)))
+                else:
+                    total = Atom(own + total.values, total.tangent)
             assert total is not None, "a vector is something"
-            if total.values.shape[-1] == 1:
-                total = total.map(lambda a: jnp.broadcast_to(a, (*a.shape[:-1], self.draws.points)))
             x.whole = total.map(lambda a: jnp.broadcast_to(a, (*a.shape[:1], *x.sites, a.shape[-1])))
         return x.whole
 

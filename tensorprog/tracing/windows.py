@@ -163,7 +163,10 @@ def pad(x: Vector, widths: int | Sequence[Any]) -> Vector:
     """
     x = vector_of(x, "pad(x, …)")
     what, rank = f"pad(x, {widths!r})", len(x.sites)
-    array = np.asarray(widths)
+    try:
+        array = np.asarray(widths)
+    except ValueError:  # pairs and single widths mixed
+        array = np.zeros(0)
     if array.dtype.kind not in "iu" or (array < 0).any():
         x.builder.fail(
             what, "widths are numbers of sites, ints from 0 on",
