@@ -14,14 +14,12 @@ import numpy as np
 
 from tensorprog.interpret.blocks import Block, block
 from tensorprog.interpret.composite import Composite, Slot, composites
-from tensorprog.interpret.equations import UNIT, ZERO, Array, BatchEq, ImportEq, LeafEq, LinearEq, Seeds, System
+from tensorprog.interpret.equations import UNIT, ZERO, Array, BatchEq, ImportEq, LeafEq, Seeds, System
 from tensorprog.interpret.expectations import Side, expectation_cells
 from tensorprog.interpret.linear import Ids, Linear, Term, elementwise
 from tensorprog.interpret.scalars import Scalars, scaled_form
+from tensorprog.interpret.terms import Terms, joined, linear_equation, whole
 from tensorprog.ir import BiasVector, Coef, Dim, InputVector, MatMul, Nonlin, Sites, Structure
-
-Terms = tuple[Array, Array, Array, Array]
-"""(cells, coefs, seeds, factors), each (P, K): P moments as sums of K terms. Factors are same-input cells."""
 
 
 class Demand:
@@ -437,26 +435,3 @@ class Demand:
                     left, right = Side(f, left_at[i]), Side(g, right_at[j])
                     cells = expectation_cells(self, system, left, right, label, self.key(system, u, v))
                     table[pu[both], pv[both]] = cells
-
-
-def whole(cells: Array, factors: Array | None = None) -> Terms:
-    """One term for each moment: a cell, or a cell times another."""
-    ones = np.ones((len(cells), 1), dtype=np.int64)
-    return cells[:, None], ones, np.zeros_like(ones), ones if factors is None else factors[:, None]
-
-
-def joined(parts: list[Terms], count: int) -> Terms:
-    """Terms of several sums side by side; terms that are 0 everywhere are left out."""
-    parts = [p for p in parts if p[0].shape[1]]
-    if not parts:
-        empty = np.zeros((count, 0), dtype=np.int64)
-        return empty, empty, empty, empty
-    cells, coefs, seeds, factors = (np.concatenate([p[k] for p in parts], axis=1) for k in range(4))
-    keep = ((cells != ZERO) & (factors != ZERO) & ((coefs != 0) | (seeds != 0))).any(axis=0)
-    return cells[:, keep], coefs[:, keep], seeds[:, keep], factors[:, keep]
-
-
-def linear_equation(out: Array, terms: tuple[Array, ...], side: str = "left") -> LinearEq:
-    """The equation of such sums, its factors of the input on one side; factors that are all 1 are none."""
-    cells, coefs, seeds, factors = terms
-    return LinearEq(out, cells, coefs, seeds, None if (factors == UNIT).all() else factors, side)
