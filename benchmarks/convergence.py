@@ -3,8 +3,8 @@
     python benchmarks/convergence.py [--widths 64 128 256 512 1024 2048] [--seeds 30] [--out docs/convergence.md]
 
 Relative Frobenius errors ‖Θ_n − Θ‖/‖Θ‖ over widths and seeds, the fitted law a n^b beside the published one, as a table
-and a picture. Networks and inputs are those of the reference cases in `tests/data/paper.json`; the trained parameters
-have their own variances ("init-std").
+and a picture. Networks and inputs are those of the reference cases in `tests/data/paper.json`, batch norm's inputs
+standard normal; the trained parameters have their own variances ("init-std").
 """
 
 from __future__ import annotations
