@@ -1,10 +1,10 @@
 """The papers' figure: how fast the NTK of finite networks comes to its limit, for an RNN, a transformer and batch norm.
 
-    python benchmarks/convergence.py [--widths 64 128 256 512 1024 2048] [--seeds 30] [--out docs/convergence.md]
+    python benchmarks/convergence.py [--widths 64 128 256 512 1024 2048] [--seeds 100] [--out docs/convergence.md]
 
 Relative Frobenius errors ‖Θ_n − Θ‖/‖Θ‖ over widths and seeds, the fitted law a n^b beside the published one, as a table
-and a picture. Networks and inputs are those of the reference cases in `tests/data/paper.json`; the trained parameters
-have their own variances ("init-std").
+and a picture. Networks and inputs are those of the reference cases in `tests/data/paper.json`, batch norm's inputs
+standard normal; the trained parameters have their own variances ("init-std").
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ FIGURES = (
         {"depth": 1},
     ),
     Figure(
-        "batch norm", "batchnorm_mlp", (2, 6, 13), (3.4, -0.461),
-        "two layers, relu, no ε; two batches of 6 examples of 13 standard normal features",
+        "batch norm", "batchnorm_mlp", (2, 12, 13), (3.4, -0.461),
+        "two layers, relu, no ε; two batches of 12 examples of 13 standard normal features",
         {"depth": 2},
     ),
 )  # fmt: skip
@@ -139,7 +139,7 @@ images; here they are:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", nargs="+", type=int, default=(64, 128, 256, 512, 1024, 2048))
-    parser.add_argument("--seeds", type=int, default=30, help="networks of each width")
+    parser.add_argument("--seeds", type=int, default=100, help="networks of each width")
     parser.add_argument("--nets", nargs="*", choices=[curve.net for curve in FIGURES], help="only these")
     parser.add_argument("--out", type=Path, help="write table (.md) and picture (.svg beside it)")
     arguments = parser.parse_args(argv)

@@ -29,7 +29,6 @@ from tensorprog.nets import net
 
 SHAPES: dict[str, tuple[int, ...]] = {"flat": (64,), "rows": (8, 8), "pixels": (8, 8, 1)}
 NETS = ("mlp", "rnn", "transformer", "cnn_gap", "gru")
-SAMPLED = ("gru",)
 CLASSES = 10
 
 
@@ -56,7 +55,7 @@ def through(name: str, count: int, seed: int, ridge: float, samples: int | None)
     shape = SHAPES[net(name).image]
     x = jnp.asarray(pixels.reshape(count, *shape), jnp.float32)
     program = net(name).program(tp.Input(*shape))
-    sampled = name in SAMPLED
+    sampled = report.is_sampled(program)
     draws = {"samples": samples, "error": True} if sampled else {}
     kernels, time = report.timed(lambda: tp.kernels(program, x, **draws))
     found: dict[str, Any] = {"count": count, "time": asdict(time)}
@@ -131,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     seed, ridge = arguments.seed, arguments.ridge
     rows: list[list[str]] = []
     for name in arguments.nets:
-        count = arguments.sampled_count if name in SAMPLED else arguments.count
+        is_sampled = report.is_sampled(net(name).program())
+        count = arguments.sampled_count if is_sampled else arguments.count
         found = kept.get(name, lambda name=name, count=count: through(name, count, seed, ridge, arguments.samples))
         rows += rows_of(name, found)
         print("\n".join(" | ".join(line) for line in rows[-2:]), flush=True)

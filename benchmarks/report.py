@@ -13,6 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from tensorprog.gia import forward_transposes
+from tensorprog.planning import kernel_plan
+from tensorprog.program import Program
+
 KEPT = Path(__file__).parent / ".kept"
 
 
@@ -34,6 +38,16 @@ def timed(fn: Callable[[], Any]) -> tuple[Any, Time]:
 def relative(error: Any, kernel: Any) -> float:
     """‖error‖/‖kernel‖ in the Frobenius norm."""
     return float(np.linalg.norm(np.ravel(error)) / np.linalg.norm(np.ravel(kernel)))
+
+
+def is_refused(program: Program) -> bool:
+    """Whether the recursion has no kernels for it, W and Wᵀ both acting forward: the backward program has."""
+    return bool(forward_transposes(program.structure))
+
+
+def is_sampled(program: Program) -> bool:
+    """Whether its kernels are estimated from samples."""
+    return kernel_plan(program, 1).how.startswith("sampled")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -29,6 +29,7 @@ from tensorprog.nets import net
 from tensorprog.sampling.kernels import sampled_kernels
 
 SAMPLED = ("gru", "lstm")
+"""Recurrent nets whose kernels are estimated; `--samples` is theirs."""
 MORE_DRAWS = 2**16
 
 

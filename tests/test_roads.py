@@ -14,34 +14,23 @@ import reference
 import tensorprog as tp
 from tensorprog.nets import ZOO, net
 
-
-def data(program: tp.Program) -> jax.Array:
-    shape = program.structure.inputs[0].shape
-    return jnp.asarray(np.random.default_rng(7).normal(size=(3, *shape)))
-
-
 RATED = ("mlp", "mlp_tied", "mlp_two_widths", "resnet_mlp", "rnn", "rnn_mean", "layernorm_mlp", "dropout_mlp")
-"""Nets whose finite networks are quick; `python benchmarks/rates.py` tests them all, docs/rates.md has its table."""
+"""Nets whose finite networks are quick; the others are `full` tests, and `python benchmarks/rates.py` has them all."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("what", ["nngp", "ntk"])
-@pytest.mark.parametrize("name", RATED)
-def test_finite_networks_converge_to_the_limit(name: str, what: str) -> None:
-    program = ZOO[name]
-    x = data(program)
-    found = rates.rate(
-        getattr(tp, what)(program, x), rates.samples(program, x, what, 300 if name == "resnet_mlp" else 100)
-    )
-    assert found.holds(), str(found)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in RATED else pytest.mark.full) for n in ZOO]
+)
+def test_finite_networks_converge_to_the_limit(name: str) -> None:
+    for found in rates.measure(name):
+        assert found.rate.holds(), f"{found.kind}, output {found.output}: {found.rate}"
 
 
 @pytest.mark.slow
 def test_the_untied_limit_fails_against_tied_networks() -> None:
     """Weight sharing changes the NTK of the mean readout: the rate test tells the two limits apart."""
-    program = ZOO["rnn_mean"]
-    x = data(program)
-    networks = rates.samples(program, x, "ntk")
+    program, x = rates.small("rnn_mean")
+    networks = rates.networks(program, x)[0]["ntk"]
     assert rates.rate(tp.ntk(program, x), networks).holds()
 
     def apart(x):
@@ -64,6 +53,40 @@ def test_the_rate_test_sees_a_limit_that_is_two_per_cent_wrong() -> None:
     networks = {n: limit + rng.normal(size=(s, 3, 3)) * n**-0.5 for n, s in ((64, 60), (256, 40), (1024, 100))}
     assert rates.rate(limit, networks).holds()
     assert not rates.rate(1.04 * limit, networks).holds()
+
+
+def test_the_error_of_an_estimated_limit_is_taken_out() -> None:
+    """A limit that is 1.5 % off passes when that is its stated standard error, and only then."""
+    rng = np.random.default_rng(0)
+    limit = np.eye(3) + 1.0
+    networks = {n: limit + rng.normal(size=(s, 3, 3)) * n**-0.5 for n, s in ((64, 60), (256, 40), (1024, 400))}
+    error = 0.015 * np.abs(limit) * rng.choice([-1, 1], size=(3, 3))
+    assert not rates.rate(limit + error, networks).holds()
+    assert rates.rate(limit + error, networks, np.abs(error)).holds()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["siamese", "gcn", "unet"])
+def test_networks_are_drawn_for_tuples_of_inputs_several_outputs_and_sites(name: str) -> None:
+    """Their shapes are the limits', seeds differ, and wider networks are nearer."""
+    program, x = rates.small(name)
+    drawn = rates.networks(program, x, (16, 256), (30, 30), 30)
+    limits = rates.limits(program, x)
+    assert len(drawn) == len(limits)
+    for output, limit in zip(drawn, limits, strict=True):
+        for kind in rates.KINDS:
+            kernel = np.asarray(limit[kind][0])
+            narrow, wide = (output[kind][width] for width in (16, 256))
+            assert narrow.shape == (30, *kernel.shape)
+            assert rates.spread(wide) < 0.6 * rates.spread(narrow)
+            assert np.linalg.norm(wide.mean(0) - kernel) < 0.35 * np.linalg.norm(kernel)
+
+
+def test_seeds_grow_with_the_spread_and_no_further_than_allowed() -> None:
+    program, x = rates.small("mlp")
+    drawn = rates.networks(program, x, (8, 16), (4, 5), 9)[0]["ntk"]
+    assert [len(drawn[width]) for width in (8, 16)] == [4, 9]
+    assert len(np.unique(drawn[16][:, 0, 0])) == 9
 
 
 # The stored limits are Gauss-Hermite sums of 64 nodes, up to 2e-6 (erf) and 5e-5 (tanh) off; exact ones are below.
