@@ -17,33 +17,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from hypothesis import HealthCheck, Phase, given, seed, settings
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from agreement import Agreement, agreement, integrated
 from eager import eager
-from programs import Sketch, programs
+from programs import distinct, features
 
 from tensorprog.interpret.system import moments
-
-
-def sketches(count: int, start: int) -> list[Sketch]:
-    """So many sketches of different programs."""
-    found: dict[object, Sketch] = {}
-
-    @seed(start)
-    @settings(
-        max_examples=100 * count, database=None, deadline=None, phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
-    @given(programs())
-    def gather(sketch: Sketch) -> None:
-        if len(found) < count:
-            found.setdefault(sketch.program.structure, sketch)
-
-    gather()
-    return list(found.values())[:count]
 
 
 def release() -> None:
@@ -61,15 +42,15 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=0, help="leave the first out, to go on with a run")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    made = sketches(options.programs, options.seed)[options.skip :]
+    made = distinct(options.programs, start=options.seed)[options.skip :]
     found: list[Agreement] = []
     failures, has, start = 0, Counter(), time.process_time()
     for number, sketch in enumerate(made, options.skip + 1):
         program = sketch.program
-        has.update(sketch.written.done)
-        has.update(() if integrated(program) else ("sampled",))
+        has.update(features(program))
         try:
             with eager():
+                has.update(() if integrated(program) else ("sampled",))
                 found.append(agreement(program, sketch.data(), seed=options.seed))
             told = str(found[-1]) if not found[-1] else ""
         except Exception as error:  # whatever it is, the program is to be seen

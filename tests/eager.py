@@ -1,7 +1,9 @@
-"""Programs evaluated without compiling them: for many small programs, each of which is seen once.
+"""Programs evaluated without compiling them: the library's interpreters on NumPy arrays.
 
-Under `jax.disable_jit()` a program's equations run as they stand. What all programs share stays compiled: the
-expectations of functions of Gaussians, for a fixed number of arguments at a time, one compilation for each function.
+A compilation takes seconds, and of a thousand random programs each is seen once. The interpreters are array code, the
+same in NumPy as in `jax.numpy`, so here they run on NumPy: `jnp` and the few transformations of `jax` that they use are
+replaced for a while (a vmap is a loop). What is no array code stays JAX, compiled once for all programs: users'
+functions and their derivatives, and the expectations of functions of Gaussians.
 """
 
 from __future__ import annotations
@@ -9,47 +11,200 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+import scipy.special
 
+from tensorprog import decomposition, evaluation, kernel, limits, tiles
 from tensorprog.functions import base
-from tensorprog.interpret import integrals, plan
-from tensorprog.program import is_concrete
+from tensorprog.functions.frozen import Function
+from tensorprog.interpret import (
+    evaluator,
+    integrals,
+    linear,
+    moments,
+    particles,
+    plan,
+    products,
+    roads,
+    rules,
+    spaces,
+    system,
+)
 
-AT_ONCE, FEW = 64, 4
 Numbers = tuple[Any, ...]
+AT_ONCE, FEW, POINTS = 16, 4, 2048
+"""Arguments of one compiled call: of an expectation, of one over several Gaussians, of a user's function."""
+
+
+# ---- arrays
+
+
+class Array(np.ndarray):
+    """A NumPy array with the `at` of JAX's."""
+
+    @property
+    def at(self) -> Any:
+        return _At(self)
+
+
+class _At:
+    def __init__(self, array: Array, index: Any = None):
+        self.array, self.index = array, index
+
+    def __getitem__(self, index: Any) -> _At:
+        return _At(self.array, index)
+
+    def set(self, values: Any) -> Array:
+        result = self.array.copy()
+        result[self.index] = values
+        return result
+
+
+def array(value: Any) -> Any:
+    """The same leaves as arrays of NumPy."""
+    return jax.tree.map(lambda a: np.asarray(a).view(Array), value)
+
+
+class _Numpy:
+    """`jax.numpy` by NumPy: results are such arrays, precisions are of no interest."""
+
+    linalg = SimpleNamespace(solve=lambda a, b: np.linalg.solve(a, b).view(Array))
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(np, name)
+        if isinstance(found, type) or name in ("finfo", "shape", "broadcast_shapes", "result_type", "dtype"):
+            return found
+
+        def function(*args: Any, precision: Any = None, **options: Any) -> Any:
+            result = found(*args, **options)
+            return tuple(map(array, result)) if isinstance(result, tuple | list) else np.asarray(result).view(Array)
+
+        setattr(self, name, function)
+        return function
+
+
+# ---- transformations as loops
+
+
+def _map(fn: Callable[..., Any], items: Any) -> Any:
+    count = len(jax.tree.leaves(items)[0])
+    found = [fn(jax.tree.map(lambda a, k=k: a[k], items)) for k in range(count)]
+    return jax.tree.map(lambda *a: np.stack(a).view(Array), *found)
+
+
+def _vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: int = 0) -> Callable[..., Any]:
+    def mapped(*args: Any) -> Any:
+        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
+        moved = [a if k is None else jax.tree.map(lambda x, k=k: np.moveaxis(x, k, 0), a) for a, k in zip(args, axes)]
+        count = next(len(jax.tree.leaves(a)[0]) for a, k in zip(moved, axes) if k is not None and jax.tree.leaves(a))
+        one = lambda index, a, k: a if k is None else jax.tree.map(lambda x: x[index], a)
+        found = [fn(*(one(index, a, k) for a, k in zip(moved, axes))) for index in range(count)]
+        return jax.tree.map(lambda *a: np.stack(a, out_axes).view(Array), *found)
+
+    return mapped
+
+
+def _fori_loop(start: int, end: int, body: Callable[..., Any], state: Any) -> Any:
+    for k in range(start, end):
+        state = body(k, state)
+    return state
+
+
+def _scan(body: Callable[..., Any], carry: Any, items: Any) -> Any:
+    for k in range(len(jax.tree.leaves(items)[0])):
+        carry, _ = body(carry, jax.tree.map(lambda a, k=k: a[k], items))
+    return carry, None
+
+
+# ---- random numbers; a key is a row of integers
+
+
+def _key(key: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(key) if isinstance(key, jax.Array) else key, dtype=np.int64).reshape(-1)
+
+
+def _split(key: Any, count: int = 2) -> np.ndarray:
+    return np.stack([np.append(_key(key), [-1, k]) for k in range(count)])
+
+
+def _draw(key: Any) -> np.random.Generator:
+    return np.random.default_rng((_key(key) + 2).tolist())
+
+
+_RANDOM = SimpleNamespace(
+    key=jax.random.key,
+    fold_in=lambda key, k: np.append(_key(key), k),
+    split=_split,
+    bits=lambda key, shape, dtype: _draw(key).integers(0, 2**32, shape, dtype=np.uint32).view(Array),
+    uniform=lambda key, shape, dtype, minval: _draw(key).uniform(minval, 1.0, shape).view(Array),
+    normal=lambda key, shape, dtype: _draw(key).normal(size=shape).view(Array),
+)
+
+
+def _triangular(matrix: Any, right: Any, lower: bool) -> Any:
+    return scipy.linalg.solve_triangular(matrix, right, lower=lower).view(Array) if right.size else right
+
+
+class _Jax:
+    """`jax` with such arrays."""
+
+    numpy = _Numpy()
+    random = _RANDOM
+    vmap = staticmethod(_vmap)
+    lax = SimpleNamespace(map=_map, fori_loop=_fori_loop, scan=_scan, stop_gradient=lambda a: a,
+                          Precision=jax.lax.Precision)  # fmt: skip
+    scipy = SimpleNamespace(
+        linalg=SimpleNamespace(solve_triangular=_triangular),
+        special=SimpleNamespace(ndtri=lambda a: scipy.special.ndtri(a).view(Array)),
+    )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(jax, name)
+
+    @staticmethod
+    def checkpoint(fn: Any, **_: Any) -> Any:
+        return fn
+
+
+# ---- what stays compiled
+
+
+def _blocks(arrays: list[Any], size: int) -> tuple[tuple[int, ...], Iterator[tuple[Any, ...]]]:
+    """Arrays broadcast together and cut into blocks of one size, the last filled up."""
+    whole = np.broadcast_arrays(*arrays)
+    flat = [np.pad(a.reshape(-1), (0, -a.size % size), mode="edge") for a in whole]
+    return whole[0].shape, zip(*(a.reshape(-1, size) for a in flat))
+
+
+def _joined(parts: list[Any], shape: tuple[int, ...]) -> Any:
+    size = int(np.prod(shape, dtype=int))
+    return jax.tree.map(lambda *a: np.concatenate(list(map(np.asarray, a)))[:size].reshape(shape).view(Array), *parts)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _call(road: Callable[..., Any], functions: Any, bounds: bool, arguments: Any, numbers: Any) -> Any:
+def _expectation(road: Any, functions: Any, bounds: bool, arguments: Any, numbers: Any) -> Any:
     found = road(*functions, *arguments, *numbers)
-    if not isinstance(found[0], tuple):
-        return found
-    return [(value, bound() if bounds else None) for value, bound in found]
+    return [(v, b() if bounds else None) for v, b in found] if isinstance(found[0], tuple) else found
 
 
-def _shared(road: Callable[..., Any], count: int) -> Callable[..., Any]:
+def _expected(road: Callable[..., Any], count: int) -> Callable[..., Any]:
     """A function of `base`, of `count` functions, compiled once for each of them whatever program asks."""
 
     def compiled(*given: Any) -> Any:
         functions, rest = given[:count], given[count:]
-        arguments = [jnp.asarray(a) for a in rest if not isinstance(a, tuple)]
         numbers = tuple(a for a in rest if isinstance(a, tuple))
-        if not all(map(is_concrete, jax.tree.leaves((arguments, numbers)))):
-            return road(*given)
-        shape = jnp.broadcast_shapes(*(a.shape for a in arguments))
-        flat = [jnp.broadcast_to(a, shape).reshape(-1) for a in arguments]
-        size = flat[0].size
-        padded = [jnp.pad(a, (0, -size % AT_ONCE), mode="edge").reshape(-1, AT_ONCE) for a in flat]
-
-        def run(bounds: bool) -> Any:
-            with jax.disable_jit(False):
-                parts = [_call(road, functions, bounds, block, numbers) for block in zip(*padded, strict=True)]
-            return jax.tree.map(lambda *a: jnp.concatenate(a)[:size].reshape(shape), *parts)
-
+        if any(np.ndim(n) for own in numbers for n in own):
+            assert all(np.ndim(n) == 0 for own in numbers for n in own), "numbers are of one call"
+        shape, blocks = _blocks([np.asarray(a) for a in rest if not isinstance(a, tuple)], AT_ONCE)
+        cut = list(blocks)
+        run = lambda bounds: _joined([_expectation(road, functions, bounds, block, numbers) for block in cut], shape)
         found = run(False)
         if isinstance(found, list):
             return tuple((value, lambda k=k: run(True)[k][1]) for k, (value, _) in enumerate(found))
@@ -58,43 +213,81 @@ def _shared(road: Callable[..., Any], count: int) -> Callable[..., Any]:
     return compiled
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _call_joint(road: Callable[..., Any], functions: Any, cov: Any, numbers: Any) -> Any:
-    return road(*functions, cov, numbers)
+_several = jax.jit(lambda road, functions, cov, numbers: road(*functions, cov, numbers), static_argnums=(0, 1))
 
 
-def _joint(road: Callable[..., Any], count: int) -> Callable[..., Any]:
+def _several_expected(road: Callable[..., Any], count: int) -> Callable[..., Any]:
     """The same for expectations over several Gaussians, whose covariances are matrices."""
 
     def compiled(*given: Any) -> Any:
         functions, (covs, numbers) = given[:count], given[count:]
-        if not all(map(is_concrete, jax.tree.leaves((covs, numbers)))):
-            return road(*given)
         leaves, tree = jax.tree.flatten(covs)
-        shape = jnp.broadcast_shapes(*(a.shape[:-2] for a in leaves))
-        flat = [jnp.broadcast_to(a, (*shape, *a.shape[-2:])).reshape(-1, *a.shape[-2:]) for a in leaves]
-        size = len(flat[0])
-        padded = [jnp.pad(a, ((0, -size % FEW), (0, 0), (0, 0)), mode="edge") for a in flat]
-        blocks = zip(*(a.reshape(-1, FEW, *a.shape[1:]) for a in padded), strict=True)
-        with jax.disable_jit(False):
-            parts = [_call_joint(road, functions, tree.unflatten(block), tuple(numbers)) for block in blocks]
-        return jax.tree.map(lambda *a: jnp.concatenate(a)[:size].reshape(shape), *parts)
+        shape = np.broadcast_shapes(*(a.shape[:-2] for a in leaves))
+        flat = [np.broadcast_to(a, (*shape, *a.shape[-2:])).reshape(-1, *a.shape[-2:]) for a in leaves]
+        padded = [np.pad(a, ((0, -len(a) % FEW), (0, 0), (0, 0)), mode="edge") for a in flat]
+        blocks = zip(*(a.reshape(-1, FEW, *a.shape[1:]) for a in padded))
+        return _joined([_several(road, functions, tree.unflatten(b), tuple(numbers)) for b in blocks], shape)
 
     return compiled
 
 
+@partial(jax.jit, static_argnums=0)
+def _pointwise(fn: Function, arguments: Any, numbers: Any) -> Any:
+    at = lambda *coordinate: jnp.asarray(fn(*coordinate, numbers=numbers), float)
+    return jax.vmap(at)(*arguments)
+
+
+@partial(jax.jit, static_argnums=0)
+def _whole(fn: Function, arguments: Any, numbers: Any) -> Any:
+    return _plain(fn, *arguments, numbers=numbers)
+
+
+_plain = Function.__call__
+
+
+def _function(self: Function, *args: Any, numbers: Numbers = ()) -> Any:
+    """A function of whole arrays, compiled where they are NumPy's."""
+    if args and all(isinstance(a, np.ndarray | np.generic) for a in args):
+        return array(_whole(self, args, numbers))
+    return _plain(self, *args, numbers=numbers)
+
+
+def _at_points(self: Any, fn: Any, numbers: Any, vectors: Any, scalars: Any, over: Any) -> Any:
+    assert over is None, "functions over sites are not among random programs"
+    arguments = [self.values[v] for v in vectors] + [self.scalar(s)[..., None] for s in scalars]
+    shape, blocks = _blocks(arguments, POINTS)
+    values = tuple(self.number(n) for n in numbers)
+    return _joined([_pointwise(fn, block, values) for block in blocks], shape)
+
+
 @contextmanager
 def eager() -> Iterator[None]:
-    """Everything in the block runs without compiling whole programs."""
-    doors = {"expect_slope": 2, "expect_error": 2, "expect_one_slope": 2, "expect_one_error": 2, "mean": 1,
-             "mean_error": 1}  # fmt: skip
+    """In the block programs are evaluated by NumPy; not under another transformation, nor for bounds of errors."""
+    numpy, shim = _Numpy(), _Jax()
+    uses_numpy = (evaluation, tiles, moments, rules, integrals, system, linear, evaluator, particles, products, spaces,
+                  roads, decomposition, kernel)  # fmt: skip
+    uses_jax = (moments, rules, integrals, system, evaluator, particles, products, spaces, roads)
+    one = {"expect_slope": 2, "expect_error": 2, "expect_one_slope": 2, "expect_one_error": 2, "mean": 1}
+    several = {"joint_expectation": 2, "crossing": 3}
+    batch = kernel.batch
+    changes: list[tuple[Any, str, Any]] = [
+        *((module, "jnp", numpy) for module in uses_numpy),
+        *((module, "jax", shim) for module in uses_jax),
+        *((base, name, _expected(getattr(base, name), count)) for name, count in one.items()),
+        *((integrals, name, _several_expected(getattr(integrals, name), count)) for name, count in several.items()),
+        (integrals, "mapped", _map),
+        (moments, "whole", lambda always, fn, operand, like: fn(operand)),
+        (plan, "tabulated", lambda *_: False),  # tables are for many inputs
+        (evaluation, "_alone", system.same_stage),
+        (evaluation, "_tile", evaluation._tile.__wrapped__),
+        (limits, "expectations", roads.expectations.__wrapped__),
+        (kernel, "batch", lambda *args: array(batch(*args))),
+        (evaluator.Evaluator, "pointwise", _at_points),
+        (Function, "__call__", _function),
+    ]
     with ExitStack() as stack:
-        for name, count in doors.items():
-            stack.enter_context(mock.patch.object(base, name, _shared(getattr(base, name), count)))
-        joint, crossing = _joint(integrals.joint_expectation, 2), _joint(integrals.crossing, 3)
-        stack.enter_context(mock.patch.object(integrals, "joint_expectation", joint))
-        stack.enter_context(mock.patch.object(integrals, "crossing", crossing))
-        # What is known of one input by itself would be tabulated once a program: here nothing is.
-        stack.enter_context(mock.patch.object(plan, "tabulated", lambda *_: False))
-        stack.enter_context(jax.disable_jit())
+        for change in changes:
+            stack.enter_context(mock.patch.object(*change))
+        system.moments.cache_clear()  # plans with tables, and afterwards those without
+        stack.callback(system.moments.cache_clear)
         yield

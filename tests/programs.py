@@ -6,10 +6,9 @@ numbers keeps it a program, which is how hypothesis shrinks. What comes out is s
 the program traced from it: a failure is a text to copy.
 """
 
-# pyright: reportArgumentType=false, reportOptionalMemberAccess=false
-
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,10 +17,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 import tensorprog as tp
+from tensorprog import ir
 
+HEALTH = list(HealthCheck)
 MOST = 20
 """Instructions of a program."""
 FEATURES = 2
@@ -127,8 +129,6 @@ class Writer:
     vectors: list[Vector] = field(default_factory=list)
     scalars: list[tuple[str, int]] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
-    done: set[str] = field(default_factory=set)
-    """What the program has, for those who want to know what programs there are."""
 
     # ---- reading and writing
 
@@ -141,8 +141,6 @@ class Writer:
 
     def declare(self, name: str, text: str) -> str:
         """A parameter by its name: the second use of the name is the same parameter."""
-        if name in self.declared:
-            self.done.add("tied")
         self.declared.setdefault(name, f"{name} = tp.{text.replace('(', f'({name!r}, ', 1)}")
         return name
 
@@ -191,7 +189,6 @@ class Writer:
             sites, source = 0, f"x[{step.b % sites}]"
         elif sites and step.k % 3 == 2 and self.sketch.beside == "data":
             source = "tp.mix(a, x)"
-            self.done.add("data")
         name = self.declare(f"U{slot}{width}{features}", f"weight({width}, {features}, var={VARIANCES[slot]})")
         self.emit(f"{name} @ {source}", Vector("", width, sites))
 
@@ -199,15 +196,17 @@ class Writer:
         """W h; the third slot is a matrix that acts as its transpose only."""
         v = v or self.pick(step.a)
         assert v is not None, "there is always a vector"
-        width, slot = self.width(step.b), step.k % 3
+        width, slot = self.width(step.b), (0, 0, 1, 0, 2)[step.k % 5]
         if slot == 2:
             name = self.declare(f"V{v.width}{width}", f"weight({v.width}, {width}, lr=0.5)") + ".T"
-            self.done.add("transposed")
         else:
             name = self.declare(f"W{slot}{width}{v.width}", f"weight({width}, {v.width}, var={VARIANCES[slot]})")
-        if width != v.width:
-            self.done.add("two widths")
         return self.emit(f"{name} @ {v.name}", v, width=width, gaussian=True)
+
+    def layer(self, step: Step) -> None:
+        """W fn(h)."""
+        self.nonlin(step)
+        self.matmul(Step("matmul", b=step.b, k=step.k))
 
     def bias(self, step: Step) -> None:
         v = self.pick(step.a)
@@ -215,7 +214,6 @@ class Writer:
         options = ("var=0.2", "var=0.2, mean=0.3", "var=0.0, scale=1.0, lr=2.0", f"var=0.5, sites=({v.sites},)")
         k = step.k % (4 if v.sites else 3)
         name = self.declare(f"b{k}{v.width}{v.sites if k == 3 else ''}", f"bias({v.width}, {options[k]})")
-        self.done.add("bias")
         self.emit(f"{v.name} + {name}", v, atoms=v.atoms | {name})
 
     def add(self, step: Step) -> None:
@@ -224,7 +222,6 @@ class Writer:
         w = v and self.pick(step.b, lambda w: w != v and self.beside(v, w))
         if v is None or w is None:
             return
-        self.done.add("branch")
         c = COEFFICIENTS[step.k % 4]
         text = f"{v.name} + {w.name}" if c == 1.0 else f"{v.name} + {c} * {w.name}"
         self.emit(text, v, **self.both(v, w), gaussian=v.gaussian and w.gaussian, degree=max(v.degree, w.degree))
@@ -267,7 +264,6 @@ class Writer:
         degree = v.degree + w.degree if fn == "a * b" else max(v.degree, w.degree)
         if degree > HIGHEST_DEGREE:
             return
-        self.done.add("function of two")
         text = f"{v.name} * {w.name}" if fn == "a * b" else f"tp.nonlin(lambda a, b: {fn}, {v.name}, {w.name})"
         self.emit(text, v, **self.both(v, w), gaussian=False, degree=degree)
 
@@ -282,7 +278,6 @@ class Writer:
             return
         fn = ("jnp.square", "jnp.abs", "lambda z: z")[step.k % 3]
         self.scalar(f"tp.moment({fn}, {v.name})", v.sites)
-        self.done.add("Moment")
 
     def scalar(self, text: str, sites: int) -> str:
         name = f"c{len(self.scalars)}"
@@ -302,7 +297,6 @@ class Writer:
             self.emit(f"{v.name} * 0.5", v)
             return
         name, sites = fitting[step.b % len(fitting)]
-        self.done.add("data" if name == "a" else "scaled by a Moment")
         by = (f"* {name}", f"- {name}", f"* tp.scalar(lambda c: 1 / (1 + c * c), {name})")[step.k % 3]
         self.emit(f"{v.name} {by}", v, sites=max(sites, v.sites))
 
@@ -313,7 +307,6 @@ class Writer:
         v = self.few(self.pick(step.a) or self.vectors[-1], step)
         if 2 * v.degree > HIGHEST_DEGREE + 1:
             return
-        self.done.add("norm")
         if step.k % 2:
             centre = self.scalar(f"tp.moment(lambda z: z, {v.name})", v.sites)
             v = self.emit(f"{v.name} - {centre}", v)
@@ -326,7 +319,6 @@ class Writer:
         w = v and self.pick(step.b, lambda w: w.width == v.width and w.sites == v.sites)
         if v is None or w is None:
             return
-        self.done.add("attention")
         scores = f"tp.scalar(jax.nn.softmax, tp.inner({v.name}, {w.name}))"
         self.emit(f"tp.mix({scores}, {w.name})", w, atoms=self.mixed(w))
 
@@ -343,11 +335,9 @@ class Writer:
             v = self.pick(step.a)
             w = self.pick(step.b, lambda w: w.width == v.width and w.sites == 0)
             if v and w:
-                self.done.add("sites")
                 self.emit(f"tp.stack([{v.name}, {w.name}])", v, sites=2, atoms=v.atoms | w.atoms,
                           gaussian=v.gaussian and w.gaussian, degree=max(v.degree, w.degree))  # fmt: skip
             return
-        self.done.add("sites")
         size, all_sites = v.sites, self.mixed(v)
         match step.k % 8:
             case 0:
@@ -361,7 +351,6 @@ class Writer:
             case 4 if size < SITES:
                 self.emit(f"tp.pad({v.name}, (({step.b % 2}, {1 - step.b % 2}),))", v, sites=size + 1)
             case 5 if self.sketch.beside == "data" and size == self.sketch.sites:
-                self.done.add("data")
                 self.emit(f"tp.mix(a, {v.name})", v, atoms=all_sites)
             case 6:
                 matrix = [[1.0 + (i + j + step.b) % 3 for j in range(size)] for i in range(2)]
@@ -377,7 +366,6 @@ class Writer:
         width, padding = self.width(step.b), ("SAME", "CIRCULAR", "VALID")[step.k % 3]
         if padding == "VALID" and v.sites < 2:
             return
-        self.done.add("conv")
         if step.k % 5 == 4 and padding == "SAME":
             text = f"weight({width}, {v.width}, window=(2,), sites=({v.sites},))"
             name = self.declare(f"L{width}{v.width}{v.sites}", text)
@@ -407,9 +395,42 @@ class Writer:
 
 
 KINDS = (
-    "nonlin", "matmul", "add", "matmul", "nonlin", "bias", "read", "binary", "site", "norm", "moment", "scale", "conv",
-    "site", "attend",
+    "nonlin", "matmul", "add", "layer", "nonlin", "bias", "read", "binary", "site", "norm", "moment", "scale", "conv",
+    "layer", "site", "attend", "nonlin", "norm", "add", "layer",
 )  # fmt: skip
+"""Kinds of steps, those that come often more than once."""
+
+
+def features(program: tp.Program) -> set[str]:
+    """What a program has."""
+    structure, has = program.structure, set()
+    acting = [i for i in structure.instructions if isinstance(i, ir.MatMul)]
+    weights = [structure.weights[i.weight] for i in acting]
+    readers = Counter(p for i in structure.instructions for p in ir.operands(i))
+    for name, found in {
+        "tied": any(count > 1 for w, count in Counter(weights).items() if isinstance(w.rows, str)),
+        "transposed": any(i.transposed for i in acting),
+        "two widths": len({w.rows for w in weights if isinstance(w.rows, str)}) > 1,
+        "window": any(w.window and isinstance(w.rows, str) for w in weights),
+        "branch": any(readers[p] > 1 and is_wide(structure, p) for p in readers),
+        "sites": any(t.sites for t in structure.types if isinstance(t, ir.VectorType) and t.space == "wide"),
+        "bias": any(isinstance(b.dim, str) for b in structure.biases),
+        "data": any(isinstance(i, ir.DataScalar) for i in structure.instructions),
+        "several outputs": len(structure.outputs) > 1,
+        "two inputs": sum(isinstance(i, ir.InputVector) for i in structure.instructions) > 1,
+        "product": any(isinstance(i, ir.Nonlin) and len(i.vectors) > 1 for i in structure.instructions),
+        "nonlinear": any(isinstance(i, ir.Nonlin) for i in structure.instructions),
+        "Moment": any(isinstance(i, ir.Moment) for i in structure.instructions),
+        "attention": any(isinstance(i, ir.Inner) for i in structure.instructions),
+        "function of scalars": any(isinstance(i, ir.ScalarFn) for i in structure.instructions),
+    }.items():
+        has |= {name} if found else set()
+    return has
+
+
+def is_wide(structure: ir.Structure, position: int) -> bool:
+    type_ = structure.types[position]
+    return isinstance(type_, ir.VectorType) and type_.space == "wide"
 
 
 def steps(kinds: tuple[str, ...]) -> st.SearchStrategy[Step]:
@@ -421,9 +442,9 @@ def programs(most: int = 14, kinds: tuple[str, ...] = KINDS) -> st.SearchStrateg
     """Programs of up to MOST instructions, from up to `most` steps of some kinds."""
     return st.builds(
         Sketch,
-        st.sampled_from((0, 2)),
+        st.sampled_from((0, 2, 2)),
         st.sampled_from(("", "data", "mask", "input")),
-        st.sampled_from((0.0, 1.0, 0.5, 2.0)),
+        st.sampled_from((0.0, 0.0, 0.0, 1.0, 0.5, 2.0)),
         st.sampled_from((0, 0, 0, 1, 1, 1, 2, 2, 2, 3)),
         st.lists(steps(kinds), min_size=1, max_size=most).map(tuple),
         st.lists(small_end(), min_size=1, max_size=2).map(tuple),
@@ -432,3 +453,19 @@ def programs(most: int = 14, kinds: tuple[str, ...] = KINDS) -> st.SearchStrateg
 
 def small_end() -> st.SearchStrategy[int]:
     return st.integers(0, 3)
+
+
+def distinct(count: int, most: int = 14, kinds: tuple[str, ...] = KINDS, start: int = 0) -> list[Sketch]:
+    """Sketches of so many different programs, the same each time for one start."""
+    found: dict[object, Sketch] = {}
+    while len(found) < count:
+
+        @seed(start)
+        @settings(max_examples=10, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=HEALTH)
+        @given(programs(most, kinds))
+        def gather(sketch: Sketch) -> None:
+            found.setdefault(sketch.program.structure, sketch)
+
+        gather()
+        start += 100_000
+    return list(found.values())[:count]

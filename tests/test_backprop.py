@@ -166,6 +166,7 @@ def test_gradients_are_jax_grad_s(name: str) -> None:
         size = 1 if readout else values[across].shape[-1]
         term = scale * gradient(both, use, values) / math.sqrt(fan) / size ** (both.power / 2)
         found[use.parameter] = found.get(use.parameter, 0) + term
+    exact = {parameter: value for parameter, value in exact.items() if value.any()}  # what this output depends on
     assert set(found) == set(exact)
     for parameter, value in exact.items():
         size = float(jnp.abs(value).max())
@@ -266,6 +267,7 @@ def test_both_roads_to_the_ntk_agree(name: str) -> None:
     assert np.max(found.error.ntk) < 0.05 * np.max(np.abs(exact.ntk))
 
 
+@pytest.mark.slow
 def test_quadrature_makes_the_second_road_exact() -> None:
     def net(x: Any) -> Any:
         n = tp.Width("n")
@@ -307,6 +309,7 @@ def test_ntk_of_w_and_its_transpose_by_finite_networks() -> None:
     assert (np.abs(finite.mean(0) - found.ntk) <= 4 * error + 0.01).all()
 
 
+@pytest.mark.slow
 def test_derivatives_of_the_second_road() -> None:
     program = PROGRAMS["average"]
     x = data(program, 2)[0]

@@ -46,6 +46,7 @@ def test_integrals_agree_with_samples(keywords: Any) -> None:
     assert np.max(exact.error.ntk) < 1e-4 * np.max(exact.ntk)
 
 
+@pytest.mark.slow
 def test_kernels_know_no_scale_and_no_mean_of_the_batch() -> None:
     """BN(a h + b) = BN(h): the variances of what comes before drop out, and so does a bias that the batch shares."""
     x = batches(2, (5, 3))
@@ -95,6 +96,7 @@ def test_nngp_of_the_papers_across_batches() -> None:
     np.testing.assert_allclose(np.asarray(found).transpose(0, 2, 1, 3).reshape(16, 16), arrays["exact"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_input_at_a_time_is_refused() -> None:
     with pytest.raises(tp.ProgramError, match="whole batch"):
         net("batchnorm_mlp").program(tp.Input(4))

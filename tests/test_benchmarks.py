@@ -30,6 +30,7 @@ def body(page: Path) -> list[list[str]]:
     return [cells(line) for line in lines[2:]]
 
 
+@pytest.mark.slow
 def test_rates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "rates.md"
     arguments = ["--widths", "4", "8", "16", "--seeds", "3", "3", "3", "--most", "3", "--out", str(page)]
@@ -124,6 +125,7 @@ def test_digits_through_every_net(name: str) -> None:
         assert (found[kind]["error"] is None) == (name != "gru")
 
 
+@pytest.mark.slow
 def test_sequences(tmp_path: Path) -> None:
     """One case, in a process of its own."""
     page = tmp_path / "speed.md"

@@ -20,6 +20,7 @@ def inputs(program: tp.Program, n: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(2).normal(size=(n, *shape)))
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_the_finite_networks() -> None:
     program = ZOO["mlp"]
     x = inputs(program, 3)
@@ -63,6 +64,7 @@ def test_the_rate_of_too_few_errors() -> None:
     assert all(np.isnan(fitted_rate((10, 100), np.zeros((2, 3)))))
 
 
+@pytest.mark.slow
 def test_widths_key_and_progress() -> None:
     program, calls = ZOO["mlp"], []
     x, count = inputs(program, 2), lambda: calls.append(1)

@@ -129,6 +129,7 @@ FUNCTIONS += [pytest.param(jax.nn.elu, marks=SLOW)]
 NETS = [*QUICK, *(pytest.param(name, marks=SLOW) for name in ("rnn", "rnn_mean", "transformer", "swiglu"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fn", FUNCTIONS)
 def test_values_and_first_derivatives_are_finite_everywhere(fn: Any) -> None:
     program = tp.trace(
@@ -222,6 +223,7 @@ def test_derivatives_to_second_order(name: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_numbers_given_to_trace_may_be_tracers() -> None:
     x = jnp.asarray(RNG.normal(size=(3, 4)))
 
@@ -440,6 +442,7 @@ def test_refusals_name_the_line() -> None:
         assert text in str(error.value)
 
 
+@pytest.mark.slow
 def test_an_expectation_that_does_not_exist_is_refused() -> None:
     program = tp.trace(partial(one_layer, make=lambda h: tp.nonlin(lambda z: jnp.exp(z**2), h)), tp.Input(2))
     assert np.isfinite(tp.nngp(program, jnp.asarray([[0.3, 0.1]]))).all()
@@ -452,6 +455,7 @@ def test_an_expectation_that_does_not_exist_is_refused() -> None:
 WRAPPED = [jax.nn.relu, ERF, jnp.sin, jnp.abs, partial(jax.nn.gelu, approximate=False), jnp.square]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fn", [WRAPPED[0], *(pytest.param(fn, marks=SLOW) for fn in WRAPPED[1:])])
 def test_wrapping_in_a_lambda_changes_nothing(fn: Any) -> None:
     known = net("mlp").program(fn=fn, var_w=0.9)

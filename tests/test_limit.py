@@ -57,6 +57,7 @@ def counterexample(x: Any, phi: Any, readout: bool = False) -> Any:
 # ---- exact numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ratio", "moments"),
     [
@@ -115,6 +116,7 @@ def test_alternation_of_a_matrix_and_its_transpose() -> None:
     assert abs(naive.value[1]) < 0.05 and abs(naive.value[0] - found.value[0]) > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rho", ["1.0", "0.5"])
 def test_alternation_between_two_widths(rho: str) -> None:
     def program(phi: Any) -> tuple[Any, ...]:
@@ -216,6 +218,7 @@ def test_moments_feed_later_functions() -> None:
     assert (np.abs(drawn.value - by_grid.value) <= 4 * drawn.stderr + 1e-6).all()
 
 
+@pytest.mark.slow
 def test_sites_and_several_outputs() -> None:
     def program(x: Any) -> tuple[Any, Any]:
         n = tp.Width("n")
@@ -234,6 +237,7 @@ def test_sites_and_several_outputs() -> None:
     assert (np.abs(single[0].value - diagonal) <= 5 * single[0].stderr + 1e-5).all()
 
 
+@pytest.mark.slow
 def test_degenerate_covariances() -> None:
     def program(x: Any, var: float) -> Any:
         n = tp.Width("n")

@@ -107,6 +107,7 @@ def wide(x: Any) -> Any:
     return g, tp.nonlin(jax.nn.relu, g) + 0.5 * g, tp.weight("v", 1, n, lr=0.3) @ (g + 0.3) + tp.bias("c", 1, mean=0.2)
 
 
+@pytest.mark.slow
 def test_wide_outputs_transposes_and_constants() -> None:
     program = tp.trace(wide, tp.Input(2, 3))
     x = jnp.asarray(RNG.normal(size=(2, 2, 3)))
@@ -133,6 +134,7 @@ def test_max_pooling_against_plain_draws() -> None:
     assert np.linalg.norm(found.error.nngp) < 5e-3 * np.linalg.norm(nngp)
 
 
+@pytest.mark.slow
 def test_batch_norm_with_a_general_function_against_plain_draws() -> None:
     program = tp.trace(batch_norm, tp.Input(8, 9))
     x = RNG.normal(size=(2, 8, 9))
@@ -145,6 +147,7 @@ def test_batch_norm_with_a_general_function_against_plain_draws() -> None:
     assert np.linalg.norm(found.error.nngp) < 1.5e-3 * np.linalg.norm(nngp)
 
 
+@pytest.mark.slow
 def test_moments_are_sampled_too() -> None:
     program = tp.trace(layer_norm, tp.Input(3))
     x = RNG.normal(size=(2, 3))
@@ -194,6 +197,7 @@ def test_one_key_one_kernel() -> None:
     assert (first != tp.nngp(GRU, X, samples=2**12, key=jax.random.key(1))).all()
 
 
+@pytest.mark.slow
 def test_inside_a_jit() -> None:
     eager = tp.kernels(GRU, X, samples=2**11, error=True)
     jitted = jax.jit(lambda x: tp.kernels(GRU, x, samples=2**11, error=True))(X)
@@ -219,6 +223,7 @@ def test_the_gradient_in_inputs_and_numbers() -> None:
     np.testing.assert_allclose((by_x * direction).sum(), (near[1] - near[0]) / (2 * step), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_float32() -> None:
     low = tp.kernels(GRU, X.astype(jnp.float32), samples=2**13, error=True)
     assert low.nngp.dtype == low.ntk.dtype == jnp.float32

@@ -48,6 +48,7 @@ def step_pair(a: Any, b: Any, c: Any) -> Any:
     return (np.pi - np.arccos(np.clip(c / np.sqrt(a * b), -1, 1))) / (2 * np.pi)
 
 
+@pytest.mark.slow
 def test_layer_norm_is_its_recursion() -> None:
     """C and D divided by σσ̄, means taken off, written out in numpy; two ways of writing it give the same numbers."""
     x = RNG.normal(size=(4, 3))
@@ -138,6 +139,7 @@ def test_data_are_coefficients_numbers_and_masks() -> None:
     np.testing.assert_allclose(other, found[:1], rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_gradients_go_through_scalars() -> None:
     program = tp.trace(normed, tp.Input(3), norm=by_arithmetic)
     x, y, direction = (jnp.asarray(RNG.normal(size=(3, 3))) for _ in range(3))
@@ -190,6 +192,7 @@ def test_degrees_are_read_off_the_operations(fn: Any, expected: int | None) -> N
     assert degree(freeze(fn)[0], 1, 1, ()) == expected
 
 
+@pytest.mark.slow
 def test_a_name_changes_no_number() -> None:
     """A scaled vector beside the bias that it depends on, whose mean counts once."""
 

@@ -158,7 +158,7 @@ def same_tangent(
 def same_tangent_error(S: ArrayLike, T: ArrayLike, phi: Sides, psi: Sides | None = None) -> tuple[Array, Array]:
     """`same_tangent`, and a bound of its error."""
     S, T = _floating(S, T)
-    return _bounded(lambda S: _same_tangent_sums(phi, psi)(S, T), (S,), angle=ANGLE)
+    return _bounded(_same_tangent_sums(phi, psi), (S,), (T,), angle=ANGLE)
 
 
 def cross(
@@ -174,8 +174,7 @@ def cross(
     (n1, n2) for all pairs. What depends on one batch only is then done once for it. **Returns:** nan where S1 or S2 has
     no `dimensions`.
     """
-    S1, S2, X = _floating(S1, S2, X)
-    return _cross_sums(S1, S2, X, phi, psi)[0]
+    return _cross_sums(phi, psi)(*_floating(S1, S2, X))[0]
 
 
 def cross_error(
@@ -186,7 +185,7 @@ def cross_error(
     # In one dimension the integrand falls slowly, to where angles are rounding.
     one = jnp.minimum(dimensions(S1), dimensions(S2)) < 2
     angle = jnp.where(one, 2.0, 0.0)[..., None, None]
-    return _bounded(lambda S1, S2: _cross_sums(S1, S2, X, phi, psi), (S1, S2), angle=angle)
+    return _bounded(_cross_sums(phi, psi), (S1, S2), (X,), angle=angle)
 
 
 def cross_tangent(
@@ -201,8 +200,7 @@ def cross_tangent(
 
     **Returns:** nan where S1 or S2 has fewer than three `dimensions`.
     """
-    S1, S2, X, T = _floating(S1, S2, X, T)
-    return _cross_tangent_sums(S1, S2, X, T, phi, psi)[0]
+    return _cross_tangent_sums(phi, psi)(*_floating(S1, S2, X, T))[0]
 
 
 def cross_tangent_error(
@@ -210,7 +208,7 @@ def cross_tangent_error(
 ) -> tuple[Array, Array]:
     """`cross_tangent`, and a bound of its error. It is large (1e-4) where both batches are the same four examples."""
     S1, S2, X, T = _floating(S1, S2, X, T)
-    return _bounded(lambda S1, S2: _cross_tangent_sums(S1, S2, X, T, phi, psi), (S1, S2), angle=5 * ANGLE)
+    return _bounded(_cross_tangent_sums(phi, psi), (S1, S2), (X, T), angle=5 * ANGLE)
 
 
 # ---- batches of matrices --------------------------------------------------------------------------------------------
@@ -224,20 +222,27 @@ def _same_tangent_sums(phi: Sides, psi: Sides | None) -> Callable[..., Sums]:
     return _vectorized(lambda S, T: same_tangent_sums(S, T, phi, _other(phi, psi)), "(b,b),(b,b)->(b,b),(b,b)")
 
 
-def _cross_sums(S1: Array, S2: Array, X: Array, phi: Sides, psi: Sides | None) -> Sums:
-    psi = _other(phi, psi)
-    if X.shape[-1] > X.shape[-2]:  # the second batch's eigenvectors are wanted at every node of the first
-        fine, coarse = _cross_sums(S2, S1, X.mT, psi, phi)
-        return fine.mT, coarse.mT
-    work = _vectorized(lambda S1, S2, X: cross_sums(S1, S2, X, phi, psi), "(a,a),(b,b),(a,b)->(a,b),(a,b)")
-    return work(S1, S2, X)
+def _cross_sums(phi: Sides, psi: Sides | None) -> Callable[..., Sums]:
+    first, second = phi, _other(phi, psi)
+
+    def sums(S1: Array, S2: Array, X: Array) -> Sums:
+        if X.shape[-1] > X.shape[-2]:  # the second batch's eigenvectors are wanted at every node of the first
+            fine, coarse = _cross_sums(second, first)(S2, S1, X.mT)
+            return fine.mT, coarse.mT
+        work = _vectorized(lambda S1, S2, X: cross_sums(S1, S2, X, first, second), "(a,a),(b,b),(a,b)->(a,b),(a,b)")
+        return work(S1, S2, X)
+
+    return sums
 
 
-def _cross_tangent_sums(S1: Array, S2: Array, X: Array, T: Array, phi: Sides, psi: Sides | None) -> Sums:
-    X, T = jnp.broadcast_arrays(X, T)
-    _, (fine, coarse) = jax.jvp(lambda X: _cross_sums(S1, S2, X, phi, psi), (X,), (T,))
-    defined = ((dimensions(S1) >= 3) & (dimensions(S2) >= 3))[..., None, None]
-    return jnp.where(defined, fine, jnp.nan), coarse
+def _cross_tangent_sums(phi: Sides, psi: Sides | None) -> Callable[..., Sums]:
+    def sums(S1: Array, S2: Array, X: Array, T: Array) -> Sums:
+        X, T = jnp.broadcast_arrays(X, T)
+        _, (fine, coarse) = jax.jvp(lambda X: _cross_sums(phi, psi)(S1, S2, X), (X,), (T,))
+        exists = ((dimensions(S1) >= 3) & (dimensions(S2) >= 3))[..., None, None]
+        return jnp.where(exists, fine, jnp.nan), coarse
+
+    return sums
 
 
 def _vectorized(work: Callable[..., Sums], signature: str) -> Callable[..., Sums]:
@@ -248,21 +253,31 @@ def _other(phi: Sides, psi: Sides | None) -> Sides:
     return phi if psi is None else psi
 
 
-def _bounded(work: Callable[..., Sums], given: tuple[Array, ...], *, axes: int = 2, angle: Any = 0.0) -> Sums:
-    """What work makes of the covariances that are given, and a bound of its error.
+def _bounded(
+    work: Callable[..., Sums],
+    given: tuple[Array, ...],
+    held: tuple[Array, ...] = (),
+    *,
+    axes: int = 2,
+    angle: Any = 0.0,
+) -> tuple[Array, Array]:
+    """What work(*given, *held) makes of the covariances that are given, and a bound of its error.
 
     Halving the step of a trapezoid rule squares its relative error, or nearly so: the change tells the error of the
     coarser rule, and its power 1.4 covers that of the finer one. How much rounding matters is seen by moving the
     covariances by as much. The rest is what lies beyond the last node, and angles near 0.
     """
-    fine, coarse = work(*given)
-    moved, _ = work(*(S + noise(S)[..., None, None] / 2 * jnp.eye(S.shape[-1], dtype=S.dtype) for S in given))
+    most = max(S.ndim for S in given + held)
+    first = [S[(None,) * (most - S.ndim)] for S in given]
+    moved = [S + noise(S)[..., None, None] / 2 * jnp.eye(S.shape[-1], dtype=S.dtype) for S in first]
+    sums = work(*(jnp.stack(pair) for pair in zip(first, moved)), *held)
+    (fine, after), (coarse, _) = sums
     dims = tuple(range(-axes, 0))
     largest = lambda x: jnp.abs(x).max(dims, keepdims=True)
     size = jnp.maximum(largest(fine), jnp.finfo(fine.dtype).tiny)
     eps = float(jnp.finfo(fine.dtype).eps)
     relative = 10 * (largest(fine - coarse) / size) ** 1.4 + 64 * eps + 1e-11 + angle * math.sqrt(eps)
-    return fine, jnp.broadcast_to(size * relative + 2 * largest(moved - fine), fine.shape)
+    return fine, jnp.broadcast_to(size * relative + 2 * largest(after - fine), fine.shape)
 
 
 def _floating(*arrays: Any) -> tuple[Array, ...]:

@@ -1,7 +1,5 @@
 """Batch norm's expectations against simulation, the papers, exact cases and each other; the function itself."""
 
-# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
-
 import functools
 import math
 from typing import Any
@@ -73,10 +71,15 @@ class Simulation:
             values = jax.vmap(fn)(jax.random.normal(key, (size, len(self.root))) @ self.root.T)
             return values.sum(0), (values**2).sum(0)
 
-        first, second = (sum(x) / (blocks * size) for x in zip(*map(block, jax.random.split(self.key, blocks))))
+        sums = [block(key) for key in jax.random.split(self.key, blocks)]
+        first, second = (np.mean([pair[k] for pair in sums], axis=0) / size for k in (0, 1))
         error = np.sqrt((second - first**2) / (blocks * size))
         assert first.shape == exact.shape
         assert (np.abs(first - exact) <= 4 * error + 1e-12).all(), np.abs((first - exact) / error).max()
+
+
+def square(x: jax.Array) -> jax.Array:
+    return jnp.outer(x, x)
 
 
 def joint(S1: np.ndarray, S2: np.ndarray, X: np.ndarray) -> np.ndarray:
@@ -96,7 +99,7 @@ def test_moments_are_those_of_draws(phi):
     simulation = Simulation(joint(S1, S2, X), 1_000_000)
     f, h = lambda z: normalised(z[:6], phi), lambda z: normalised(z[6:], phi)
     simulation.agrees(f, bn.mean(S1, phi))
-    simulation.agrees(lambda z: jnp.outer(f(z), f(z)), same(S1, phi))
+    simulation.agrees(lambda z: square(f(z)), same(S1, phi))
     simulation.agrees(lambda z: jnp.outer(f(z), h(z)), cross(S1, S2, X, phi))
     simulation.agrees(lambda z: jnp.outer(h(z), f(z)), cross(S2, S1, X.T, phi))
 
@@ -231,7 +234,7 @@ def test_equal_examples():
     assert np.array_equal(np.isnan(value), np.zeros((7, 7), bool))
     assert close(value[5], value[6], 1e-12)
     simulation = Simulation(S1, 1_000_000)
-    simulation.agrees(lambda h: jnp.outer(*[normalised(h[pick], bn.RELU)] * 2), value)
+    simulation.agrees(lambda h: square(normalised(h[pick], bn.RELU)), value)
     slope = jax.jacfwd(lambda h: normalised(h[pick], bn.RELU))
     simulation.agrees(lambda h: slope(h) @ S1 @ slope(h).T, same_tangent(S, S, bn.RELU))
     moved = S + 1e-11 * np.diag(np.arange(7.0))
@@ -278,8 +281,8 @@ def test_derivatives(name):
         "mean": (lambda S: bn.mean(S, LEAKY), (S1,)),
         "same": (lambda S: bn.same(S, LEAKY), (S1,)),
         "same_tangent": (lambda S, T: bn.same_tangent(S, T, LEAKY), (S1, T @ T.T + S1)),
-        "cross": (lambda *given: bn.cross(*given, LEAKY), (S1, S2, X)),
-        "cross_tangent": (lambda *given: bn.cross_tangent(*given, LEAKY), (S1, S2, X, T)),
+        "cross": (lambda S1, S2, X: bn.cross(S1, S2, X, LEAKY), (S1, S2, X)),
+        "cross_tangent": (lambda S1, S2, X, T: bn.cross_tangent(S1, S2, X, T, LEAKY), (S1, S2, X, T)),
     }[name]
     rng = np.random.default_rng(7)
     ways = tuple(rng.normal(size=x.shape) for x in given)
@@ -325,6 +328,8 @@ def test_all_pairs_at_once():
     assert close(values[2, 1], cross(S1[2], S2[1], X[2, 1], LEAKY), 1e-13)
     assert close(slopes[2, 1], cross_tangent(S1[2], S2[1], X[2, 1], X[2, 1] + 0.1, LEAKY), 1e-12)
     assert close(same(S1, LEAKY)[1], same(S1[1], LEAKY), 1e-13)
+    found, bound = bn.cross_error(S1[:, None], S2, X, LEAKY)
+    assert close(found, values, 1e-13) and bound.shape == values.shape
 
 
 def test_compiled_or_not():
@@ -346,8 +351,8 @@ def test_float32():
 SPECTRA = {
     "flat": np.ones,
     "geometric": lambda n: 1e-4 ** np.linspace(0, 1, n),
-    "one small": lambda n: np.r_[np.ones(n - 1), 1e-8],
     "one large": lambda n: np.r_[1.0, np.full(n - 1, 1e-6)],
+    "one small": lambda n: np.r_[np.ones(n - 1), 1e-8],
 }
 
 
@@ -356,18 +361,19 @@ SPECTRA = {
 def test_bounds_cover(sizes, dtype, monkeypatch):
     """For all spectra, and batches that are apart, nearly the same and the same but for their bases."""
     phi = bn.Sides(1.0, 0.3)
-    cases = [with_spectrum(*sizes, spectrum, r) for spectrum in SPECTRA.values() for r in (0.5, 1 - 1e-6, 1.0)]
+    spectra = list(SPECTRA.values())[: 4 if dtype == "float64" else 3]  # the last is below float32's rounding
+    cases = [with_spectrum(sizes[0], sizes[1], spectrum, r) for spectrum in spectra for r in (0.5, 1 - 1e-6, 1.0)]
     S1, S2, X = (np.stack(matrices).astype(dtype) for matrices in zip(*cases))
     T, R = (np.random.default_rng(9).normal(size=(sizes[0], n)).astype(dtype) for n in reversed(sizes))
 
     def all_of_them(*given: Any) -> list[tuple[Any, Any]]:
         @jax.jit
-        def work(S1: Any, S2: Any, X: Any, T: Any, R: Any) -> Any:
+        def work(*given: Any) -> Any:
+            S1, S2, X, T, R = given
             moments = [bn.mean_error(S1, phi), bn.same_error(S1, phi), bn.cross_error(S1, S2, X, phi)]
             return [*moments, bn.same_tangent_error(S1, R, phi), bn.cross_tangent_error(S1, S2, X, T, phi)]
 
-        S1, S2, X, T, R = given
-        return work(S1, S2, X, T, R)
+        return work(*given)
 
     found = all_of_them(S1, S2, X, T, R)
     monkeypatch.setitem(batch_integrals.NODES, jnp.dtype("float64"), (200, 64))

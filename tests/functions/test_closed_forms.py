@@ -435,6 +435,7 @@ def test_other_roads_are_quadrature(phi, psi):
         np.testing.assert_allclose(slope, expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_reductions_at_variance_0():
     pair = lambda a, b, c: expect(made(hermite(2)), made(jnp.tanh), a, b, c)
     value, slopes = jax.value_and_grad(pair, (0, 1, 2))(1.0, 0.0, 0.0)

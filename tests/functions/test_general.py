@@ -117,6 +117,7 @@ def test_bound_says_what_is_not_resolved():
     assert (np.abs(value - truth) <= bound).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fn", [jnp.tanh, jax.nn.relu, shifted_step, jax.nn.softplus], ids=["tanh", "relu", "step", "softplus"]
 )
@@ -161,6 +162,7 @@ def test_derivatives(fn):
         np.testing.assert_allclose(gradient(near)[i], slope, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_functions_and_their_numbers():
     def ramp(x, place, slope):
         return slope * jnp.maximum(x - place, 0.0) + 0.1 * x
@@ -190,6 +192,7 @@ def test_mean_and_its_derivatives():
     np.testing.assert_allclose(jax.grad(lambda a: mean(bump, a)[0])(0.0), -1.0, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_unbroadcast_shapes_mixed_correlations_and_vmap():
     rng = np.random.default_rng(0)
     a, b = rng.uniform(0.5, 2, (2, 5, 1)), rng.uniform(0.5, 2, (2, 1, 4))
@@ -207,6 +210,7 @@ def test_unbroadcast_shapes_mixed_correlations_and_vmap():
     np.testing.assert_allclose(scanned(*map(jnp.asarray, (a, b, c))), truth, rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_single_precision():
     single = lambda *x: [jnp.asarray(y, jnp.float32) for y in x]
     for fn, form in ((jax.nn.relu, relu_form), (jax.scipy.special.erf, FORMS[jax.scipy.special.erf])):
