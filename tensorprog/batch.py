@@ -20,6 +20,18 @@ def require_program(program: object, caller: str) -> Program:
     return program
 
 
+def random_key(key: Any) -> jax.Array:
+    """The user's random key, typed or legacy.
+
+    **Raises:** `ProgramError` for what is no single key.
+    """
+    try:
+        jax.eval_shape(jax.random.fold_in, key, 0)
+    except (TypeError, ValueError) as error:
+        raise bad_argument("key", f"{key!r} is no random key ({error})", "give jax.random.key(0)") from None
+    return key
+
+
 def batch(structure: Structure, x: Any, name: str = "x1") -> tuple[jax.Array, ...]:
     """One array for each input, (N, *sites, features), (N, *shape) for Data, all of one floating dtype.
 

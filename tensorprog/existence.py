@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NoReturn
 
 import jax
@@ -21,24 +21,32 @@ from tensorprog.show import Printer
 Key = tuple[Elementwise, tuple[int, ...]]
 """A function and the positions of its numbers."""
 
+MOST = 1024
+"""Variances at which a function with numbers from the inputs is looked at: the largest ones."""
+
 
 @lru_cache(maxsize=64)
-def _functions(m: Moments) -> tuple[dict[Key, list[Any]], dict[Key, int]]:
-    """Functions that are not known to be harmless: the same-input cells of their variances, and whose they are."""
+def _functions(m: Moments) -> tuple[dict[Key, list[Any]], dict[Elementwise, list[Any]], dict[Elementwise, int]]:
+    """Functions that are not known to be harmless: the same-input cells of their variances; the cells and numbers of
+    those that take scalars of the input; and whose they are."""
     cells: dict[Key, list[Any]] = {}
-    owners: dict[Key, int] = {}
+    scaled: dict[Elementwise, list[Any]] = {}
+    owners: dict[Elementwise, int] = {}
     for equation in m.demand.cross.equations:
         if isinstance(equation, PairEq):
             for phi, places, numbers, side in (
                 (equation.phi, equation.left, equation.phi_numbers, 0),
                 (equation.psi, equation.right, equation.psi_numbers, 1),
             ):
-                if not polynomially_bounded(phi) and (numbers >= 0).all():
-                    key = (phi, tuple(numbers[0].tolist()))
-                    cells.setdefault(key, []).append(places)
-                    _, *pair = m.demand.cross.owners[int(equation.out[0])]
-                    owners.setdefault(key, pair[side])
-    return cells, owners
+                if polynomially_bounded(phi):
+                    continue
+                if (numbers >= 0).all():
+                    cells.setdefault((phi, tuple(numbers[0].tolist())), []).append(places)
+                else:
+                    scaled.setdefault(phi, []).append((places, numbers))
+                _, *pair = m.demand.cross.owners[int(equation.out[0])]
+                owners.setdefault(phi, pair[side])
+    return cells, scaled, owners
 
 
 def _refuse(program: Program, position: int, why: str, remedy: str) -> NoReturn:
@@ -51,16 +59,13 @@ def check_functions(program: Program, m: Moments, *, slopes: bool) -> None:
 
     **Raises:** `ProgramError` at the Nonlin's line, naming the function.
     """
-    cells, owners = _functions(m)
+    cells, _, owners = _functions(m)
     for phi, numbers in cells:
         monomials = m.demand.linear.monomials.values(program.leaves, jnp.result_type(float)) if numbers else ()
         values = tuple(monomials[i] for i in numbers)
         fault = _look(phi, values, slopes) if numbers else _singular(phi, slopes)
         if fault is not None:
-            _refuse(
-                program, owners[phi, numbers], fault,
-                "take a function that is defined everywhere and stays away from poles: 1 / (|z| + c), or jnp.where",
-            )  # fmt: skip
+            _refuse(program, owners[phi], fault, _DEFINED)
 
 
 def check_expectations(program: Program, m: Moments, same: Any, *, slopes: bool) -> None:
@@ -70,8 +75,8 @@ def check_expectations(program: Program, m: Moments, same: Any, *, slopes: bool)
     different examples that a batch has (at least 2, with `slopes` at least 4).
     """
     _check_batches(program, m, same, slopes=slopes)
-    cells, owners = _functions(m)
-    if not cells:
+    cells, scaled, owners = _functions(m)
+    if not cells and not scaled:
         return
     dtype = same.value.dtype
     monomials = m.demand.linear.monomials.values(program.leaves, dtype)
@@ -79,11 +84,41 @@ def check_expectations(program: Program, m: Moments, same: Any, *, slopes: bool)
         values = tuple(monomials[i] for i in numbers)
         variance = max(float(np.max(same.value[:, m.same.kept(place)])) for place in places)
         if bool(diverges(phi, jnp.asarray(variance, dtype), values)):
-            _refuse(
-                program, owners[phi, numbers],
-                f"E {phi.name}(z)² does not exist for z of variance {variance:.4g}: the function grows too fast",
-                "lower the variances or the inputs' norms, or take a function that grows more slowly than exp(z²/4var)",
-            )  # fmt: skip
+            _refuse(program, owners[phi], *_grows(phi, variance))
+    for phi, uses in scaled.items():
+        for places, numbers in uses:
+            variances, values = _largest(m, same, places, numbers, monomials)
+            fault = _look(phi, tuple(float(v[0]) for v in values), slopes)
+            if fault is not None:
+                _refuse(program, owners[phi], fault, _DEFINED)
+            infinite = np.asarray(jax.vmap(partial(diverges, phi))(variances, values))
+            if infinite.any():
+                _refuse(program, owners[phi], *_grows(phi, float(variances[infinite.argmax()])))
+
+
+_DEFINED = "take a function that is defined everywhere and stays away from poles: 1 / (|z| + c), or jnp.where"
+
+
+def _grows(phi: Elementwise, variance: float) -> tuple[str, str]:
+    return (
+        f"E {phi.name}(z)² does not exist for z of variance {variance:.4g}: the function grows too fast",
+        "lower the variances or the inputs' norms, or take a function that grows more slowly than exp(z²/4var)",
+    )
+
+
+def _largest(m: Moments, same: Any, places: Any, numbers: Any, monomials: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The largest variances, and a function's numbers where they are: program numbers or scalars of the input."""
+    variances = same.value[:, m.same.kept(places)]  # (blocks, uses, n)
+    order = np.argsort(-np.asarray(variances).reshape(-1), kind="stable")[:MOST]
+
+    def column(own: Any) -> Any:
+        if (own >= 0).all():
+            values = np.asarray(monomials)[own][None, :, None]
+        else:
+            values = np.asarray(same.value[:, m.same.kept(-1 - own)])
+        return jnp.asarray(np.broadcast_to(values, variances.shape).reshape(-1)[order])
+
+    return jnp.asarray(np.asarray(variances).reshape(-1)[order]), tuple(column(own) for own in numbers.T)
 
 
 def _check_batches(program: Program, m: Moments, same: Any, *, slopes: bool) -> None:

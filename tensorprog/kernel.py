@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tensorprog.batch import batch, require_program
+from tensorprog.batch import batch, random_key, require_program
 from tensorprog.decomposition import backward_kernels
 from tensorprog.errors import NotIntegrated, bad_argument
 from tensorprog.evaluation import evaluate, finite
@@ -18,7 +18,7 @@ from tensorprog.interpret.system import Targets, kernel_structure, moments, para
 from tensorprog.ir import ScalarType, Structure
 from tensorprog.limits import SAMPLES, Options
 from tensorprog.program import Program, is_concrete
-from tensorprog.sampling.kernels import Sampled, sampled_kernels
+from tensorprog.sampling.kernels import Sampled, check_samples, sampled_kernels, sampled_second_moment
 
 Array = jax.Array
 
@@ -132,8 +132,12 @@ def kernels(
     return _outputs(results, single)
 
 
-def second_moment(program: Program, u: str, v: str, x1: Any = None, x2: Any = None) -> Any:
+def second_moment(
+    program: Program, u: str, v: str, x1: Any = None, x2: Any = None, *, samples: int | None = None, key: Any = None
+) -> Any:
     """lim u(x)·v(x̄)/n for two vectors by their printed names: (N1, N2, *S_u, *S_v).
+
+    Where the recursion has no rule for it, it is an average over `samples` draws under `key`, as in `nngp`.
 
     **Raises:** `ProgramError` for names that the program does not have, or that are no wide vectors.
     """
@@ -149,7 +153,12 @@ def second_moment(program: Program, u: str, v: str, x1: Any = None, x2: Any = No
         positions.append(position)
     refuse(structure, [*forward_transposes(structure, tuple(positions)), *backward_products(structure, positions)])
     arrays = _data(structure, x1, x2)
-    return evaluate(program, *arrays, ((positions[0], positions[1]),), tangent=False)[0]["value"]
+    _check_draws(samples, key)
+    pair = (positions[0], positions[1])
+    if not _integrated(structure, (pair,)):
+        found = sampled_second_moment(program, *arrays, pair, samples, key)
+        return found if structure.inputs else found[0, 0]
+    return evaluate(program, *arrays, (pair,), tangent=False)[0]["value"]
 
 
 def ntk_by_parameter(
@@ -159,20 +168,25 @@ def ntk_by_parameter(
     *,
     convention: str = "multiplier-std",
     widths: Mapping[str, int] | int | None = None,
+    samples: int | None = None,
+    key: Any = None,
 ) -> Any:
     """The NTK's terms lr_p f_p T_p by parameter name; they sum to `ntk`. Arguments as for `ntk`.
 
-    One reverse pass: the cotangent of a cross covariance is its D (docs/theory.md).
+    One reverse pass: the cotangent of a cross covariance is its D (docs/theory.md). What must be sampled is sampled
+    once for each parameter, `samples` draws under `key`: the terms then sum to `ntk` up to its standard error.
     """
     structure = kernel_structure(program, "ntk")
     arrays = _data(structure, x1, x2)
     weights = parameter_weights(program, convention, widths)
     names = [p.name for p in structure.parameters]
-    if not _integrated(structure):
-        # The same draws for each parameter, so that the terms sum to the kernel.
-        own = [sampled_kernels(program, *arrays, weights * jnp.eye(len(weights))[i]) for i in range(len(names))]
-        found = [{name: k[o].ntk for name, k in zip(names, own, strict=True)} for o in range(len(structure.outputs))]
-        return _outputs(found, structure.single)
+    _check_draws(samples, key)
+    if not _integrated(structure, _targets(structure)):
+        alone = [weights * one for one in jnp.eye(len(weights))[: len(names)]]
+        own = [sampled_kernels(program, *arrays, w, samples, key) for w in alone]
+        terms = [[_sampled(program, kernel, False).ntk for kernel in found] for found in own]
+        parts = [dict(zip(names, term, strict=True)) for term in zip(*terms, strict=True)]
+        return _outputs(parts, structure.single)
     results = evaluate(program, *arrays, _targets(structure), tangent=True, weights=weights, split=True)
     parts = [{name: jnp.asarray(r["tangent"][i]) for i, name in enumerate(names)} for r in results]
     return _outputs(parts, structure.single)
@@ -201,7 +215,8 @@ def _kernels(
     structure = kernel_structure(program, what)
     arrays = _data(structure, x1, x2)
     weights = parameter_weights(program, convention, widths)
-    if not _integrated(structure):
+    _check_draws(samples, key)
+    if not _integrated(structure, _targets(structure)):
         draws = sampled_kernels(program, *arrays, weights if what == "ntk" else None, samples, key)
         return [_sampled(program, k, error) for k in draws], structure.single
     results = evaluate(
@@ -225,11 +240,18 @@ def _sampled(program: Program, found: Sampled, error: bool) -> Kernels:
     return Kernels(nngp, ntk, Bounds(nngp_error, ntk_error) if error else None)
 
 
+def _check_draws(samples: Any, key: Any) -> None:
+    """What is given for draws, also where nothing turns out to be drawn."""
+    check_samples(samples)
+    if key is not None:
+        random_key(key)
+
+
 @lru_cache(maxsize=256)
-def _integrated(structure: Structure) -> bool:
-    """Whether the recursion has a rule for every expectation; where it has none, kernels are sampled."""
+def _integrated(structure: Structure, targets: Targets) -> bool:
+    """Whether the recursion has a rule for every expectation; where it has none, they are sampled."""
     try:
-        moments(structure, _targets(structure))
+        moments(structure, targets)
     except NotIntegrated:
         return False
     return True

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tensorprog.batch import batch, require_program
+from tensorprog.batch import batch, random_key, require_program
 from tensorprog.errors import ProgramError, bad_argument, problem
 from tensorprog.gia import reached
 from tensorprog.interpret.particles import linear_obstacle
@@ -137,7 +137,7 @@ def expected(
     Where quadrature turns out coarse (kinks in three dimensions), "auto" goes on to particles.
     """
     _check_numbers(options.samples, options.chunk)
-    key = jax.random.key(0) if options.key is None else options.key
+    key = jax.random.key(0) if options.key is None else random_key(options.key)
     take = partial(expectations, program, arrays, key, ends=ends, read=read)
     road = choose(program.structure, ends, options)
     value, error = take(road=road)

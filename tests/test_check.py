@@ -233,6 +233,23 @@ def test_kernels_refuse_functions_that_are_undefined(fn, what):
         tp.nngp(tp.trace(net, tp.Input(2)), jnp.ones((1, 2)))
 
 
+def test_kernels_refuse_functions_whose_numbers_are_scalars_of_the_input():
+    """exp(c z²) with a Moment c: whether E exp(2 c z²) exists depends on the input; and a pole that c brings in."""
+
+    def net(x, fn):
+        n = tp.Width("n")
+        g = tp.weight("U", n, x.features) @ x
+        c = tp.moment(jnp.square, g)
+        return tp.weight("v", 1, n) @ tp.nonlin(fn, g, scalars=(c,))
+
+    program = tp.trace(net, tp.Input(2), fn=lambda z, c: jnp.exp(0.2 * c * z**2))
+    assert np.isfinite(tp.nngp(program, 0.5 * jnp.ones((1, 2)))).all()
+    with pytest.raises(tp.ProgramError, match="does not exist for z of variance 4"):
+        tp.nngp(program, jnp.array([[0.5, 0.5], [2.0, 2.0]]))
+    with pytest.raises(tp.ProgramError, match="grows like"):
+        tp.nngp(tp.trace(net, tp.Input(2), fn=lambda z, c: c / z), jnp.ones((1, 2)))
+
+
 def test_the_ntk_refuses_slopes_with_a_pole():
     def net(x):
         n = tp.Width("n")

@@ -14,7 +14,7 @@ from reference import theory
 import tensorprog as tp
 from tensorprog.interpret.system import parameter_weights
 from tensorprog.nets import NETS
-from tensorprog.sampling.kernels import Sampled, sampled_kernels
+from tensorprog.sampling.kernels import Sampled, sampled_kernels, sampled_second_moment
 
 ERF = jax.scipy.special.erf
 RNG = np.random.default_rng(0)
@@ -97,6 +97,57 @@ def test_sampled_kernels_are_the_exact_ones(name: str) -> None:
         within(found.ntk, found.ntk_error, kernels.ntk, floor=1e-9)
         for kernel, known in ((found.nngp, kernels.nngp), (found.ntk, kernels.ntk)):
             assert np.linalg.norm(kernel - known) < (0.2 if name == "swiglu" else 0.05) * np.linalg.norm(known)
+
+
+def test_second_moments_of_vectors_are_sampled() -> None:
+    """Gaussians with each other (exact), with functions, and functions with each other; across two batches."""
+    program = tp.nets.net("rnn").program(tp.Input(3, 4))
+    x1, x2 = zoo.data(program, 3, 1), zoo.data(program, 2, 2)
+    position = program.structure.position
+    for u, v, floor in (("g1", "g2", 1e-12), ("g3", "s2", 0.03), ("s1", "s3", 0.03)):
+        found = sampled_second_moment(program, (x1,), (x2,), (position(u), position(v)), samples=2**15)
+        np.testing.assert_allclose(found, tp.second_moment(program, u, v, x1, x2), atol=floor)
+
+
+def test_the_second_moment_of_a_gated_state_is_the_kernel_of_its_readout() -> None:
+    """The state is no Nonlin but a sum: it is named here."""
+
+    def read(x: Any) -> Any:
+        n = tp.Width("n")
+        z, a = (tp.weight(k, n, x.features) @ x for k in "za")
+        h = tp.named("h", tp.nonlin(lambda z, a, b: jax.nn.sigmoid(z) * jnp.tanh(a + b * z), z, a, tp.bias("b", n)))
+        return tp.weight("v", 1, n) @ h
+
+    program, options = tp.trace(read, tp.Input(3)), {"samples": 2**12, "key": jax.random.key(3)}
+    x = zoo.data(program, 2, 1)
+    np.testing.assert_allclose(
+        tp.second_moment(program, "h", "h", x, **options), tp.nngp(program, x, **options), rtol=1e-12
+    )
+
+
+def test_sampled_terms_of_parameters_sum_to_the_kernel() -> None:
+    options = {"samples": 2**11, "key": jax.random.key(5)}
+    parts = tp.ntk_by_parameter(GRU, X, **options)
+    found = tp.kernels(GRU, X, error=True, **options)
+    within(sum(parts.values()), found.error.ntk, found.ntk)
+    np.testing.assert_allclose(parts["v"], found.nngp, rtol=1e-9)  # var_v = 1: no tangent is drawn for it
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [({"samples": 8}, "samples: 8"), ({"samples": True}, "samples"), ({"key": 3.5}, "no random key")],
+)
+def test_what_is_given_for_draws_is_checked_where_nothing_is_drawn(options: dict[str, Any], what: str) -> None:
+    program, x = tp.nets.ZOO["mlp"], jnp.ones((1, 4))
+    for call in (
+        tp.nngp,
+        tp.ntk,
+        tp.kernels,
+        tp.ntk_by_parameter,
+        lambda *a, **o: tp.second_moment(a[0], "s1", "s2", a[1], **o),
+    ):
+        with pytest.raises(tp.ProgramError, match=what):
+            call(program, x, **options)
 
 
 def wide(x: Any) -> Any:

@@ -14,6 +14,7 @@ import pytest
 import tensorprog as tp
 from tensorprog.functions.degree import degree
 from tensorprog.functions.frozen import freeze
+from tensorprog.interpret import moments
 
 RNG = np.random.default_rng(0)
 SLOW = pytest.mark.slow
@@ -95,6 +96,47 @@ def test_a_mean_that_moves_with_the_input() -> None:
         assert (np.abs(found.ntk - exact.ntk) <= 4 * exact.error.ntk + 1e-5).all()
         assert (np.abs(found.nngp - exact.nngp) <= 4 * exact.error.nngp + 1e-5).all()
         assert np.max(found.error.ntk) < 1e-9
+
+
+def inexact(scale: float) -> dict[str, Any]:
+    """Rules of pair expectations that are off by a part of `scale`, and say so."""
+
+    def off(rule: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            value, tangent, error, tangent_error = rule(*arguments)
+            own = lambda e, v: None if e is None else e + 1.01 * scale * abs(v)
+            moved = None if tangent is None else tangent * (1 + scale)
+            return value * (1 + scale), moved, own(error, value), own(tangent_error, tangent)
+
+        return call
+
+    return {name: off(rule) for name, rule in moments._RULES.items() if name in ("pair", "one")}
+
+
+@pytest.mark.parametrize("what", ["scalar", "joint"])
+def test_errors_of_scalars_and_of_covariances_are_carried_into_functions(what: str, monkeypatch: Any) -> None:
+    """A first layer that is off by 1e-4 shows in the bounds of functions that read it, and they hold."""
+
+    def f(x: Any, name: str) -> Any:
+        n = tp.Width("n")
+        h = tp.nonlin(jax.scipy.special.erf, tp.weight(name, n, x.features) @ x)
+        if what == "scalar":
+            c = tp.moment(lambda a, b: a * b, h, h)
+            s = tp.nonlin(lambda z, c: z**2 * c + c**2, tp.weight("V", n, x.features) @ x, scalars=(c,))
+        else:
+            W, V = tp.weight("W", n, n), tp.weight("V", n, x.features)
+            s = tp.nonlin(lambda a, b: jnp.tanh(a + 0.3 * b * a), W @ h, W @ h + V @ x)
+        return tp.weight("v", 1, n) @ s
+
+    x = jnp.asarray(RNG.normal(size=(2, 3)))
+    right = tp.kernels(tp.trace(f, tp.Input(3), name="right"), x, error=True)
+    for name, rule in inexact(1e-4).items():
+        monkeypatch.setitem(moments._RULES, name, rule)
+    off = tp.kernels(tp.trace(f, tp.Input(3), name="off"), x, error=True)
+    for kernel in ("nngp", "ntk"):
+        miss = np.abs(getattr(off, kernel) - getattr(right, kernel))
+        bound = np.asarray(getattr(off.error, kernel))
+        assert (miss > 1e-5).any() and (miss <= bound + 1e-12).all() and (bound < 1e-2).all()
 
 
 def test_attention_by_its_formula() -> None:

@@ -55,7 +55,7 @@ class Sum:
 Expr = Slot | Value | Call | Sum
 MOST = 12
 """Gaussians that one function may have: composing it takes it apart into factors later, but unrolls it first."""
-SAMPLED = "nngp and ntk estimate such kernels from samples, all inputs together"
+SAMPLED = "the recursion has no rule for it; nngp, ntk and second_moment estimate it from samples"
 MULTIPLY: Function = freeze(operator.mul)[0]
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.batch import batch, require_program
+from tensorprog.batch import batch, random_key, require_program
 from tensorprog.errors import bad_argument
 from tensorprog.gia import reached
 from tensorprog.interpret.evaluator import Evaluator, safe_sqrt
@@ -60,10 +60,7 @@ def init(program: Program, key: jax.Array, width: int | Mapping[str, int]) -> Pa
 
 def _named_key(key: jax.Array, name: str) -> jax.Array:
     """A parameter's own key."""
-    try:
-        return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
-    except (TypeError, ValueError) as error:
-        raise bad_argument("key", f"{key!r} is no random key ({error})", "give jax.random.key(0)") from None
+    return jax.random.fold_in(random_key(key), zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 
 def apply(program: Program, params: Mapping[str, jax.Array], x: Any = None, *, at: str | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""Rules of expectations: functions of one Gaussian a side, and of two, their tangents and the bounds on both."""
+"""Rules of expectations of functions of one Gaussian a side, their tangents and the bounds on both."""
 
 from __future__ import annotations
 
@@ -11,33 +11,37 @@ import jax.numpy as jnp
 
 from tensorprog.functions import base
 from tensorprog.functions.base import Elementwise
-from tensorprog.functions.crossing import crossing
-from tensorprog.functions.joint import Onto, Partial
-from tensorprog.functions.joint import joint as joint_expectation
 from tensorprog.interpret.buffers import Array, Buffer, Context, Result, one_input
 from tensorprog.interpret.plan import Group
 from tensorprog.loops import mapped
 
+Numbers = tuple[Array, ...]
+
 
 def _numbers(
     group: Group, arrays: dict[str, Any], name: str, context: Context, buffer: Buffer, side: str
-) -> tuple[Array, ...]:
+) -> tuple[Numbers, list[Numbers]]:
     """Numbers of a group's functions: 0-d where the whole group shares them, (m,) where equations have their own,
-    (m, *pairs) where they are scalars of the input."""
+    (m, *pairs) where they are scalars of the input; and the same with one scalar moved by its own error, each in turn.
+    """
     ids = arrays[name]
     own: tuple[bool, ...] = group.form[-1]  # type: ignore[index]
     if name == "psi_numbers":
         own = own[len(own) - ids.shape[-1] :]
-    found = []
+    found, errors = [], {}
     for k in range(ids.shape[-1]):
         if own[k]:
-            found.append(one_input(context, buffer, ids[..., k : k + 1], side)[0][:, 0])
+            value, error = one_input(context, buffer, ids[..., k : k + 1], side)
+            found.append(value[:, 0])
+            if error is not None:
+                errors[k] = error[:, 0]
         else:
             found.append(context.monomials[ids[0, k] if group.uniform else ids[..., k]])
-    return tuple(found)
+    moved = [(*found[:k], found[k] + error, *found[k + 1 :]) for k, error in errors.items()]
+    return tuple(found), moved if buffer.error is not None else []
 
 
-def _mapped(group: Group, call: Any, arguments: Sequence[Array], *more: Any) -> Any:
+def over_equations(group: Group, call: Any, arguments: Sequence[Array], *more: Any) -> Any:
     """call(*arguments, *more), mapped over the group's equations where they have numbers of their own, over all of its
     equations and pairs where inputs have."""
     if group.uniform:
@@ -77,25 +81,31 @@ def pair(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer)
         if context.valid is not None:
             cov = jnp.where(context.valid, cov, 0.0)
     itself = jnp.asarray(arrays["left"] == arrays["right"])[:, None] if context.matched else None
-    numbers = _both_numbers(group, arrays, context, buffer)
+    numbers, others = both_numbers(group, arrays, context, buffer)
     roads = partial(base.expect_slope, phi, psi), partial(base.expect_error, phi, psi)
     # What one Gaussian is with itself is done below; here it is made harmless.
     apart = cov if itself is None else jnp.where(itself, 0.0, cov)
-    moved = [] if buffer.error is None else _perturbed(context, buffer, arrays, (a, b, apart))
-    result = _expectation(group, roads, [(a, b, apart), *moved], numbers, buffer, arrays["cov"], given)
+    calls = [((a, b, apart), n) for n in (numbers, *others)]
+    if buffer.error is not None:
+        calls += [(moved, numbers) for moved in _perturbed(context, buffer, arrays, (a, b, apart))]
+    result = _expectation(group, roads, calls, buffer, arrays["cov"], given)
     if itself is None:
         return result
     roads = partial(base.expect_one_slope, phi, psi), partial(base.expect_one_error, phi, psi)
-    moved = [(a + context.left.error[arrays["left"]],)] if context.left and context.left.error is not None else []
-    alike = _expectation(group, roads, [(a,), *moved], numbers, buffer, arrays["cov"])
+    calls = [((a,), n) for n in (numbers, *others)]
+    if context.left and context.left.error is not None:
+        calls.append(((a + context.left.error[arrays["left"]],), numbers))
+    alike = _expectation(group, roads, calls, buffer, arrays["cov"])
     return tuple(None if x is None else jnp.where(itself, x, y) for x, y in zip(alike, result, strict=True))  # type: ignore[return-value]
 
 
-def _both_numbers(
+def both_numbers(
     group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    phi = _numbers(group, arrays, "phi_numbers", context, buffer, "left")
-    return phi, _numbers(group, arrays, "psi_numbers", context, buffer, "right")
+) -> tuple[tuple[Numbers, Numbers], list[tuple[Numbers, Numbers]]]:
+    """Both functions' numbers, and the same with one scalar moved by its own error, each in turn."""
+    phi, phi_moved = _numbers(group, arrays, "phi_numbers", context, buffer, "left")
+    psi, psi_moved = _numbers(group, arrays, "psi_numbers", context, buffer, "right")
+    return (phi, psi), [*((moved, psi) for moved in phi_moved), *((phi, moved) for moved in psi_moved)]
 
 
 def _known(context: Context, side: str, table: Any, lines: Any) -> Any:
@@ -106,21 +116,24 @@ def _known(context: Context, side: str, table: Any, lines: Any) -> Any:
 def one(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
     _, phi, psi, _ = group.form  # type: ignore[misc]
     var = buffer.value[arrays["var"]]
-    numbers = _both_numbers(group, arrays, context, buffer)
-    moved = [] if buffer.error is None else [(var + buffer.error[arrays["var"]],)]
+    numbers, others = both_numbers(group, arrays, context, buffer)
+    calls = [((var,), n) for n in (numbers, *others)]
+    if buffer.error is not None:
+        calls.append(((var + buffer.error[arrays["var"]],), numbers))
     roads = partial(base.expect_one_slope, phi, psi), partial(base.expect_one_error, phi, psi)
-    return _expectation(group, roads, [(var,), *moved], numbers, buffer, arrays["var"])
+    return _expectation(group, roads, calls, buffer, arrays["var"])
 
 
 def mean(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
     _, phi, _ = group.form  # type: ignore[misc]
     var = buffer.value[arrays["var"]]
-    numbers = _numbers(group, arrays, "phi_numbers", context, buffer, "left")
+    numbers, others = _numbers(group, arrays, "phi_numbers", context, buffer, "left")
     if buffer.error is None:
-        return _mapped(group, partial(base.mean, phi), (var,), numbers), None, None, None
-    value, own = _mapped(group, partial(base.mean_error, phi), (var,), numbers)
-    moved = _mapped(group, partial(base.mean, phi), (var + buffer.error[arrays["var"]],), numbers)
-    return value, None, own + jnp.abs(moved - value), None
+        return over_equations(group, partial(base.mean, phi), (var,), numbers), None, None, None
+    value, error = over_equations(group, partial(base.mean_error, phi), (var,), numbers)
+    for moved, own in ((var + buffer.error[arrays["var"]], numbers), *((var, n) for n in others)):
+        error = error + jnp.abs(over_equations(group, partial(base.mean, phi), (moved,), own) - value)
+    return value, None, error, None
 
 
 def _perturbed(
@@ -142,99 +155,36 @@ def _perturbed(
 def _expectation(
     group: Group,
     roads: tuple[Any, Any],
-    arguments: Sequence[tuple[Array, ...]],
-    numbers: Sequence[tuple[Array, ...]],
+    calls: Sequence[tuple[tuple[Array, ...], tuple[Numbers, Numbers]]],
     buffer: Buffer,
     cell: Any,
     given: Any = None,
 ) -> Result:
     """A pair expectation, its tangent E φ′ψ′ · (tangent of the covariance), and bounds on both.
 
-    `roads` give value and slope together, and the value alone; `arguments` are followed by moved ones, whose difference
-    in the result is what the arguments' own errors do.
+    `roads` give value and slope together, and the value alone. The first of `calls` are arguments and numbers; others
+    have one of them moved by its own error, and the difference in the result is what that error does.
     """
     both, alone = roads
+    (arguments, numbers), *others = calls
     need = buffer.error is not None
     known = () if given is None else (given,)
     if buffer.tangent is None:
-        value, error = _mapped(group, alone, arguments[0], *numbers, *known)
-        for other in arguments[1:]:
-            error = error + jnp.abs(_mapped(group, alone, other, *numbers)[0] - value)
+        value, error = over_equations(group, alone, arguments, *numbers, *known)
+        for other, own in others:
+            error = error + jnp.abs(over_equations(group, alone, other, *own)[0] - value)
         return value, None, error if need else None, None
 
     def call(*everything: Any) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         (value, bound), (slope, slope_bound) = both(*everything)
         return (value, slope), (bound(), slope_bound()) if need else (value, slope)
 
-    (value, slope), (error, slope_error) = _mapped(group, call, arguments[0], *numbers, *known)
+    (value, slope), (error, slope_error) = over_equations(group, call, arguments, *numbers, *known)
     tangent = buffer.tangent[cell]
     if buffer.tangent_error is None:
         return value, slope * tangent, None, None
-    for other in arguments[1:]:
-        (moved, moved_slope), _ = _mapped(group, call, other, *numbers)
+    for other, own in others:
+        (moved, moved_slope), _ = over_equations(group, call, other, *own)
         error, slope_error = error + jnp.abs(moved - value), slope_error + jnp.abs(moved_slope - slope)
     tangent_error = jnp.abs(slope) * buffer.tangent_error[cell] + slope_error * jnp.abs(tangent)
     return value, slope * tangent, error, tangent_error
-
-
-def joint(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
-    _, left, right, left_slots, right_slots, count, where, _ = group.form  # type: ignore[misc]
-    cells = arrays["joint"]
-
-    def entry(i: int, j: int) -> Array:
-        place = where[i][j]
-        if context.left is None or context.right is None or place == "own":
-            return buffer.value[cells[:, i, j]]
-        known = context.left if place == "left" else context.right
-        return context.spread(known.value[cells[:, i, j]], place)
-
-    numbers = sum(_both_numbers(group, arrays, context, buffer), ())
-    slots = (left_slots, right_slots)
-    if right is not None and not set(left_slots) & set(right_slots):
-        # Two sides: a series in the canonical correlations between them.
-        def block(rows: tuple[int, ...], columns: tuple[int, ...]) -> Array:
-            zero = jnp.zeros_like(entry(rows[0], columns[0]))
-            padded = [[entry(i, j) for j in columns] + [zero] * (2 - len(columns)) for i in rows]
-            padded += [[zero, zero]] * (2 - len(rows))
-            return jnp.stack([jnp.stack(row, -1) for row in padded], -2)
-
-        covs = (block(left_slots, left_slots), block(right_slots, right_slots), block(left_slots, right_slots))
-        if context.valid is not None:
-            covs = (*covs[:2], jnp.where(context.valid[..., None, None], covs[2], 0.0))
-        itself = None
-        if context.matched and len(left_slots) == len(right_slots):
-            ends = [cells[:, slots_[0] : slots_[-1] + 1, slots_[0] : slots_[-1] + 1] for slots_ in slots]
-            itself = jnp.asarray(ends[0] == ends[1]).all((1, 2))[:, None]
-
-        def across(f: Any, g: Any, covs: Any, numbers: Any) -> Any:
-            found = crossing((f, g), slots, count, covs, numbers)
-            if itself is None:
-                return found
-            # The same Gaussians on both sides: one integral over them.
-            size = len(left_slots)
-            alike = joint_expectation(
-                Onto(f, left_slots, count), Onto(g, right_slots, count), covs[0][..., :size, :size], numbers
-            )
-            return tuple(jnp.where(itself, a, b) for a, b in zip(alike, found, strict=True))
-
-        expect: Any = across
-        arguments: Any = covs
-    else:
-        shape = (cells.shape[0], *buffer.value.shape[1:])
-        table = [[jnp.broadcast_to(entry(i, j), shape) for j in range(count)] for i in range(count)]
-        expect = joint_expectation
-        arguments = jnp.stack([jnp.stack(row, -1) for row in table], -2)
-    value, error = _mapped(group, partial(expect, left, right), (arguments,), numbers)
-    if buffer.tangent is None:
-        return value, None, error, None
-    tangent = tangent_error = jnp.zeros_like(value)
-    for i in left_slots:
-        for j in right_slots:
-            assert right is not None, "a one-sided expectation has no tangent"
-            slope, own = _mapped(group, partial(expect, Partial(left, i), Partial(right, j)), (arguments,), numbers)
-            moving = buffer.tangent[cells[:, i, j]]
-            tangent = tangent + slope * moving
-            tangent_error = tangent_error + own * jnp.abs(moving)
-            if buffer.tangent_error is not None:
-                tangent_error = tangent_error + jnp.abs(slope) * buffer.tangent_error[cells[:, i, j]]
-    return value, tangent, error, tangent_error

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.interpret import batch, integrals, rules
+from tensorprog.interpret import batch, integrals, joints, rules
 from tensorprog.interpret.buffers import Array, Buffer, Context
 from tensorprog.interpret.plan import Group, Plan, Run
 from tensorprog.loops import whole
@@ -23,7 +23,7 @@ _INTEGRATED = {
     "pair": integrals.pair,
     "one": integrals.one,
     "mean": integrals.mean,
-    "joint": integrals.joint,
+    "joint": joints.joint,
     "batch": batch.batch,
 }
 _RULES = {

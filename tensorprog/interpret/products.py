@@ -55,23 +55,29 @@ def extended(factor: Array, across: Array, own: Array) -> Array:
     return jnp.concatenate([top, jnp.concatenate([left, right], axis=1)])
 
 
-def _alive(factor: Array) -> tuple[Array, Array]:
-    """Which columns are not 0, and the factor with 1 on the diagonal of those that are."""
-    alive = jnp.diagonal(factor) > 0
-    return alive, factor + jnp.diag(jnp.where(alive, 0.0, 1.0).astype(factor.dtype))
-
-
 def solve_lower(factor: Array, right: Array) -> Array:
     """The solution of L b = right, 0 at pivots of 0."""
-    alive, full = _alive(factor)
-    return jnp.where(alive[:, None], jax.scipy.linalg.solve_triangular(full, right, lower=True), 0.0)
+    return _substituted(factor, right, jnp.arange(len(factor)))
 
 
 def solve_upper(factor: Array, right: Array) -> Array:
     """The solution of Lᵀ a = right, 0 at pivots of 0."""
-    alive, full = _alive(factor)
-    right = jnp.where(alive[:, None], right, 0.0)
-    return jnp.where(alive[:, None], jax.scipy.linalg.solve_triangular(full.T, right, lower=False), 0.0)
+    return _substituted(factor.T, right, jnp.arange(len(factor))[::-1])
+
+
+def _substituted(triangle: Array, right: Array, order: Array) -> Array:
+    """Substitution, a row at a time.
+
+    Not by LAPACK: all of this is done for many replicates at once, and batches of LAPACK's factorisations and solves
+    share one pool of threads with the operations that wait for them. On two cores two of them wait for ever.
+    """
+
+    def row(found: Array, i: Array) -> tuple[Array, None]:
+        pivot = triangle[i, i]
+        rest = right[i] - jnp.matmul(triangle[i], found, precision=HIGHEST)
+        return found.at[i].set(jnp.where(pivot > 0, rest / jnp.where(pivot > 0, pivot, 1.0), 0.0)), None
+
+    return jax.lax.scan(row, jnp.zeros_like(right), order)[0]
 
 
 def gaussian_part(
@@ -101,6 +107,8 @@ def response(transposed: Family, x: Array, space: Space) -> Array:
     def one(factor: Array, noise: Array, x: Array) -> Array:
         # The regression's own normal equations, in place of the identity that E ε εᵀ is: less noise with few draws.
         normal = space.inner(noise, noise)
-        return solve_upper(factor, jnp.linalg.solve(normal, space.inner(noise, x)))
+        root = cholesky(normal, jnp.diagonal(normal))
+        fitted = solve_upper(root, solve_lower(root, space.inner(noise, x)))
+        return solve_upper(factor, fitted)
 
     return jax.vmap(one)(transposed.factor, transposed.noise, x)

@@ -18,7 +18,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from tensorprog.interpret.products import cholesky, solve_lower
+from tensorprog.interpret.products import cholesky
 from tensorprog.interpret.spaces import HIGHEST
 from tensorprog.sampling.draws import Draws
 
@@ -41,7 +41,9 @@ def _placed(whole: Array, part: Array, start: Array) -> Array:
 @jax.jit
 def _grown(factor: Array, across: Array, own: Array, start: Array) -> tuple[Array, Array, Array]:
     """(left (K, C), right (K, K), the factor (C, C) with them at row `start`); rows from there on were 0."""
-    left = solve_lower(factor, across.T).T
+    alive = jnp.diagonal(factor) > 0
+    full = factor + jnp.diag(jnp.where(alive, 0.0, 1.0).astype(factor.dtype))
+    left = jnp.where(alive[:, None], jax.scipy.linalg.solve_triangular(full, across.T, lower=True), 0.0).T
     right = cholesky(own - jnp.matmul(left, left.T, precision=HIGHEST), jnp.diagonal(own))
     rows = jax.lax.dynamic_update_slice(left, right, (jnp.zeros_like(start), start))
     return left, right, jax.lax.dynamic_update_slice(factor, rows, (start, jnp.zeros_like(start)))

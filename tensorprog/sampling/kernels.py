@@ -7,6 +7,7 @@ compiled, where a compiled run of a long recurrent net takes minutes to compile.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from tensorprog.batch import random_key
 from tensorprog.errors import bad_argument
+from tensorprog.ir import Sites
 from tensorprog.program import Program, is_concrete
 from tensorprog.sampling.draws import Draws, matched
 from tensorprog.sampling.plan import Plan, plan
@@ -24,8 +27,8 @@ from tensorprog.sampling.run import Run
 
 Array = jax.Array
 REPLICATES = 8
-WORK = 4e10
-"""What the default number of draws costs, in nanoseconds of one core."""
+WORK = 6e10
+"""What the default number of draws costs for the NNGP, in nanoseconds of one core: some 30 seconds on two."""
 MOST, LEAST = 2**22, 2**13
 _NUMBERS = 2**27
 """How many numbers are held at a time."""
@@ -52,78 +55,122 @@ def sampled_kernels(
     """Kernels of each output as Gram matrices of samples of its limit, all inputs drawn together.
 
     x1 (N1, *sites, features) for each input, x2 or None for x1 itself. `weights` are the NTK's weights of the
-    parameters, None for the NNGP alone. `samples` draws in all, to a power of two; by default as many as take about 20
-    seconds on two cores, between 2^13 and 2^22. They come in 8 independent replicates, or 4 where draws are few beside
-    the Gaussians of a family, or more of bounded memory. A kernel is the mean of the replicates' Gram matrices, hence
-    positive semi-definite; errors are standard errors of these means, widened by Student's factor so that two of them
-    hold in 95 of 100 cases.
+    parameters, None for the NNGP alone. `samples` draws in all, to a power of two; by default as many as take about 30
+    seconds on two cores for the NNGP, between 2^13 and 2^22 (the NTK takes 2-3 times as long). They come in 8
+    independent replicates, or 4 where draws are few beside the Gaussians of a family, or more of bounded memory. A
+    kernel is the mean of the replicates' Gram matrices, hence positive semi-definite; errors are standard errors of
+    these means, widened by Student's factor so that two of them hold in 95 of 100 cases.
 
     **Raises:** `ProgramError` for samples that are no int ≥ 32.
     """
     structure = program.structure
-    first = x1[0].shape[0] if x1 else 1
-    joined = x1 if x2 is None else tuple(jnp.concatenate(pair) for pair in zip(x1, x2, strict=True))
-    size = joined[0].shape[0] if joined else 1
-    made = plan(structure, structure.outputs, size)
-    dtype = jnp.result_type(*(joined or (float,)))
-    replicates, points = division(made, default_samples(samples, made, dtype))
-    key = jax.random.key(0) if key is None else key
-    one = partial(replicate, program, joined, made, points, weights, dtype)
-    keys = jax.random.split(key, replicates)
-    if all(is_concrete(jnp.asarray(a)) for a in jax.tree.leaves((program.leaves, joined, weights))):
-        runs = [one(k) for k in keys]
-        found = jax.tree.map(lambda *a: jnp.stack(a), *runs)
-    else:
-        found = jax.lax.map(jax.checkpoint(one), keys)
+    outputs = structure.outputs
+
+    def read(run: Run) -> list[tuple[Array, Array | None]]:
+        return [_symmetric(run.kernels(output)) for output in outputs]
+
+    found, first, size = _replicates(program, x1, x2, outputs, read, weights, samples, key)
     columns = slice(0, first) if x2 is None else slice(first, None)
     results = []
-    for output, (values, tangents) in zip(structure.outputs, found, strict=True):
-        summary = partial(_summary, size=size, sites=structure.types[output].sites, first=first, columns=columns)
+    for output, (values, tangents) in zip(outputs, found, strict=True):
+        sites = structure.types[output].sites
+        summary = partial(_summary, size=size, sites=(sites, sites), first=first, columns=columns)
         nngp, nngp_error = summary(values)
         ntk, ntk_error = (None, None) if tangents is None else summary(tangents)
         results.append(Sampled(nngp, ntk, nngp_error, ntk_error))
     return results
 
 
-def replicate(
-    program: Program, inputs: tuple[Array, ...], made: Plan, points: int, weights: Array | None, dtype: Any, key: Array
-) -> list[tuple[Array, Array | None]]:
-    """Both kernels of every output from `points` draws."""
-    run = Run(program, inputs, made, Draws(key, made.gaussians, points, dtype), weights, dtype)
+def sampled_second_moment(
+    program: Program,
+    x1: tuple[Array, ...],
+    x2: tuple[Array, ...] | None,
+    pair: tuple[int, int],
+    samples: int | None = None,
+    key: Any = None,
+) -> Array:
+    """lim u·v̄/n of two vectors (u, v) = `pair`, (N1, N2, *S_u, *S_v), from draws as for `sampled_kernels`."""
+    read = lambda run: run.second_moment(*pair)
+    found, first, size = _replicates(program, x1, x2, pair, read, None, samples, key)
+    columns = slice(0, first) if x2 is None else slice(first, None)
+    u, v = (program.structure.types[p].sites for p in pair)
+    return _summary(found, size, (u, v), first, columns)[0]
+
+
+def _replicates(
+    program: Program,
+    x1: tuple[Array, ...],
+    x2: tuple[Array, ...] | None,
+    ends: tuple[int, ...],
+    read: Callable[[Run], Any],
+    weights: Array | None,
+    samples: int | None,
+    key: Any,
+) -> tuple[Any, int, int]:
+    """(what `read` takes from each replicate's run, stacked; the examples of x1; those of both batches)."""
+    first = x1[0].shape[0] if x1 else 1
+    joined = x1 if x2 is None else tuple(jnp.concatenate(pair) for pair in zip(x1, x2, strict=True))
+    size = joined[0].shape[0] if joined else 1
+    made = plan(program.structure, ends, size)
+    dtype = jnp.result_type(*(joined or (float,)))
+    replicates, points = division(made, default_samples(samples, made, dtype))
+    keys = jax.random.split(jax.random.key(0) if key is None else random_key(key), replicates)
+
+    def one(key: Array) -> Any:
+        run = Run(program, joined, made, Draws(key, made.gaussians, points, dtype), weights, dtype)
+        run.run(ends)
+        return read(run)
+
+    if all(is_concrete(jnp.asarray(a)) for a in jax.tree.leaves((program.leaves, joined, weights))):
+        return jax.tree.map(lambda *a: jnp.stack(a), *map(one, keys)), first, size
+    return jax.lax.map(jax.checkpoint(one), keys), first, size
+
+
+def _symmetric(kernels: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
+    """Both kernels of one output, whose rounding may differ across the diagonal."""
     halved = lambda k: (k + k.T) / 2
-    return [(halved(v), None if t is None else halved(t)) for v, t in run.run(program.structure.outputs)]
+    nngp, ntk = kernels
+    return halved(nngp), None if ntk is None else halved(ntk)
 
 
 def default_samples(samples: int | None, made: Plan, dtype: jnp.dtype) -> int:
-    """Draws in all: those that were asked for, else as many as are affordable."""
-    if samples is None:
-        affordable = WORK / (made.work * dtype.itemsize / 8)
-        return 2 ** round(math.log2(min(MOST, max(LEAST, affordable))))
-    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 32:
+    """Draws in all: those that were asked for, else as many as are affordable, 2^k or 1.5 · 2^k."""
+    check_samples(samples)
+    if samples is not None:
+        return int(samples)
+    affordable = min(MOST, max(LEAST, WORK / (made.work * dtype.itemsize / 8)))
+    below = 2 ** math.floor(math.log2(affordable))
+    return min((below, 3 * below // 2, 2 * below), key=lambda count: abs(math.log(count / affordable)))
+
+
+def check_samples(samples: int | None) -> None:
+    """**Raises:** `ProgramError` for samples that are no int ≥ 32."""
+    known = isinstance(samples, int | np.integer) and not isinstance(samples, bool)
+    if samples is not None and (not known or samples < 32):
         raise bad_argument("samples", f"{samples!r} draws give no kernel and no standard error", "give an int ≥ 32")
-    return int(samples)
 
 
 def division(made: Plan, samples: int) -> tuple[int, int]:
     """(replicates, draws in each), the latter a power of two."""
     widest = max(made.rows.values(), default=0)
-    enough = matched(widest, samples // REPLICATES // 2)
+    power = lambda most: 2 ** math.floor(math.log2(max(8, most)))
+    enough = matched(widest, power(samples / REPLICATES) // 2)
     replicates = REPLICATES if enough else REPLICATES // 2
     most = max(64, _NUMBERS // max(1, made.elements + 2 * made.gaussians))
-    points = 2 ** round(math.log2(max(8, min(samples / replicates, most))))
+    points = power(min(samples / replicates, most))
     return max(replicates, round(samples / points)), points
 
 
-def _summary(found: Array, size: int, sites: tuple[int, ...], first: int, columns: slice) -> tuple[Array, Array]:
-    """(mean, standard error) of replicates (T, R, R), as (N1, N2, *S, *S)."""
+def _summary(found: Array, size: int, sites: tuple[Sites, Sites], first: int, columns: slice) -> tuple[Array, Array]:
+    """(mean, standard error) of replicates (T, R, R̄), as (N1, N2, *S, *S̄)."""
     count = len(found)
     widened = stats.t.ppf(0.975, count - 1) / stats.norm.ppf(0.975)
     mean = found.mean(0)
     error = jax.lax.stop_gradient(found.std(0, ddof=1)) * (widened / math.sqrt(count))
 
     def shaped(rows: Array) -> Array:
-        s = math.prod(sites)
-        pairs = jnp.swapaxes(rows.reshape(size, s, size, s), 1, 2)[:first, columns]
-        return pairs.reshape(*pairs.shape[:2], *sites, *sites)
+        left, right = map(math.prod, sites)
+        pairs = jnp.swapaxes(rows.reshape(size, left, size, right), 1, 2)[:first, columns]
+        return pairs.reshape(*pairs.shape[:2], *sites[0], *sites[1])
 
     return shaped(mean), shaped(error)

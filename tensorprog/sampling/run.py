@@ -115,8 +115,8 @@ class Run:
             norm = 1.0 / (fan(parameter) * (1 if isinstance(parameter.cols, int) else self.draws.points))
         return Law(self.number(parameter.var), weight, norm)
 
-    def run(self, outputs: Sequence[int]) -> list[tuple[Array, Array | None]]:
-        """(NNGP, NTK) of each output, (R, R) over all examples and sites; values go after their last reader."""
+    def run(self, ends: Sequence[int]) -> None:
+        """The values of `ends`; others go after their last reader."""
         last: dict[int, int] = {}
         for position in self.plan.positions:
             for operand in operands(self.structure.instructions[position]):
@@ -124,9 +124,8 @@ class Run:
         for position in self.plan.positions:
             self.values[position] = self.instruction(position)
             for operand in operands(self.structure.instructions[position]):
-                if last[operand] == position and operand not in outputs:
+                if last[operand] == position and operand not in ends:
                     self.values.pop(operand, None)
-        return [self.kernels(output) for output in outputs]
 
     # ---- numbers and scalars, (B, *sites)
 
@@ -302,10 +301,29 @@ class Run:
         back: Callable[[Array], Array] = lambda a: a.reshape(*shape, -1)
         return Atom(back(values), None if tangent is None else back(tangent))
 
+    def rows(self, x: Vector) -> tuple[int, ...]:
+        """The examples and a vector's sites."""
+        return (len(self.inputs[0]) if self.inputs else 1, *x.sites)
+
+    def second_moment(self, u: int, v: int) -> Array:
+        """lim u·v̄/n over all rows (examples, sites) of both; exact where both are linear in what was drawn."""
+        x, y = self.values[u], self.values[v]
+        if x.drawn is not None or y.drawn is not None:
+            left, right = (self.draw(z).block(self.rows(z)).values for z in (x, y))
+            return gram(left, right) / self.draws.points
+        total = jnp.zeros((math.prod(self.rows(x)), math.prod(self.rows(y))), self.dtype)
+        for p in x.parts.keys() & y.parts.keys():
+            left, right = (z.parts[p].block(self.rows(z)) for z in (x, y))
+            total = total + self.laws[p].covariances(left.product(right))[0]
+        if x.constant is not None and y.constant is not None:
+            left, right = (jnp.broadcast_to(z.constant, self.rows(z)).reshape(-1) for z in (x, y))
+            total = total + left[:, None] * right
+        return total
+
     def kernels(self, output: int) -> tuple[Array, Array | None]:
         """Second moments of an output and of its tangent, over all rows (examples, sites)."""
         x: Vector = self.values[output]
-        shape = (len(self.inputs[0]) if self.inputs else 1, *x.sites)
+        shape = self.rows(x)
         if x.drawn is not None:
             block = self.draw(x).block(shape)
             return _moments(block)
