@@ -166,8 +166,8 @@ def test_gradients_are_jax_grad_s(name: str) -> None:
         size = 1 if readout else values[across].shape[-1]
         term = scale * gradient(both, use, values) / math.sqrt(fan) / size ** (both.power / 2)
         found[use.parameter] = found.get(use.parameter, 0) + term
-    exact = {parameter: value for parameter, value in exact.items() if value.any()}  # what this output depends on
-    assert set(found) == set(exact)
+    # The output depends on no other parameter; on some only through jumps, with gradient 0 by both.
+    assert set(found) <= set(exact) and not any(exact.pop(name).any() for name in set(exact) - set(found))
     for parameter, value in exact.items():
         size = float(jnp.abs(value).max())
         np.testing.assert_allclose(found[parameter].reshape(value.shape), value, atol=1e-12 * max(size, 1e-3))
@@ -260,7 +260,9 @@ def test_both_roads_to_the_ntk_agree(name: str) -> None:
     program = ZOO[name]
     x = zoo.data(program, 3)
     start = zoo.rows(x, slice(2))
-    found = zoo.first(tp.kernels(program, start, x, method="backward", error=True, samples=2**15))
+    # Regressions on J vectors over M draws are off by J/M, which many sites make more than the standard errors.
+    samples = 2**18 if name == "cnn_flatten" else 2**15
+    found = zoo.first(tp.kernels(program, start, x, method="backward", error=True, samples=samples))
     exact = zoo.first(tp.kernels(program, start, x))
     assert (np.abs(found.ntk - exact.ntk) <= 4 * found.error.ntk + 1e-3).all()
     assert (np.abs(found.nngp - exact.nngp) <= 4 * found.error.nngp + 1e-3).all()
