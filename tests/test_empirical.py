@@ -9,9 +9,9 @@ import pytest
 
 import tensorprog as tp
 from tensorprog import empirical
-from tensorprog.empirical import cost, kernels
+from tensorprog.empirical import cost, kernels, plan
 
-METHODS = ("jacobian", "ntvp")
+METHODS = ("structured", "jacobian", "ntvp")
 
 
 def network(params, x):
@@ -100,13 +100,16 @@ def test_blocks_change_no_value(params, x1, x2, method, batch_size):
 
 def test_memory_bounds_the_blocks(params, x1, monkeypatch):
     lengths = []
-
-    monkeypatch.setattr(kernels, "MEMORY", 2 * 8 * 60 * 8)  # two examples of 60 parameters, 8 outputs
-    blocked = lambda prepare, contract, x1, x2, limit: lengths.append(limit) or jnp.zeros((7, 7, 1, 1))
+    blocked = lambda prepare, contract, x1, x2, limit: lengths.append(limit) or jnp.zeros((7, 7, 1, 1, 1))
     monkeypatch.setattr(kernels, "blocked", blocked)
-    empirical.ntk(network, params, x1, trace_axes=(0, 1), method="jacobian")
-    empirical.ntk(network, params, x1, trace_axes=(0, 1), method="ntvp")
-    assert lengths == [2, 16]
+    monkeypatch.setattr(plan, "MEMORY", 2 * 8 * 60 * 8)  # two examples of 60 parameters, 8 outputs
+    for method in METHODS:
+        empirical.ntk(network, params, x1, trace_axes=(0, 1), method=method)
+    assert lengths == [4, 2, 7]
+    monkeypatch.setattr(plan, "MEMORY", 2 * 8 * 60)
+    for method in METHODS:
+        empirical.ntk(network, params, x1, trace_axes=(0, 1), method=method)
+    assert lengths[3:] == [1, 1, 2]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -253,25 +256,6 @@ def test_multiply_adds_are_counted_through_loops_and_convolutions(params, x1):
     assert cost.multiply_adds(convolved, filters, jnp.ones((1, 2, 8, 8))) == 8 * 8 * 5 * 2 * 9 + 5
 
 
-@pytest.mark.parametrize(
-    ("f", "n", "memory", "method"),
-    [
-        (scanned, 100, 2**28, "jacobian"),  # shared weights, long blocks
-        (scanned, 20, 2**28, "ntvp"),  # short blocks
-        (scanned, 100, 2**10, "ntvp"),  # short blocks, for want of memory
-        (lambda params, x: x @ params["w"] @ params["v"], 100, 2**28, "ntvp"),  # nothing shared
-    ],
-)
-def test_auto_goes_by_sharing_and_memory(f, n, memory, method, monkeypatch):
-    monkeypatch.setattr(kernels, "MEMORY", memory)
-    taken = []
-    for name in METHODS:
-        way = getattr(kernels, f"by_{name}")
-        monkeypatch.setattr(kernels, f"by_{name}", lambda *args, name=name, way=way: taken.append(name) or way(*args))
-    empirical.ntk(f, {"w": jnp.ones((3, 3)) / 3, "v": jnp.ones((3, 1))}, jnp.ones((n, 3)))
-    assert taken == [method]
-
-
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
@@ -295,7 +279,7 @@ def test_auto_goes_by_sharing_and_memory(f, n, memory, method, monkeypatch):
         ({"x1": (jnp.ones((2, 3)), jnp.ones((4, 3)))}, ValueError, r"x1 disagree.*\[2, 4\]"),
         ({"x2": (jnp.ones((2, 3)),)}, ValueError, "x1 and x2 must be the same kind of pytree"),
         ({"x2": jnp.ones((2, 4))}, ValueError, r"agree in all axes but the first, got shapes \(7, 3\) and \(2, 4\)"),
-        ({"method": "fast"}, ValueError, "method='fast' is not known: pass 'auto', 'jacobian' or 'ntvp'"),
+        ({"method": "fast"}, ValueError, "method='fast' is not known: pass 'auto', 'structured', 'jacobian' or 'ntvp'"),
         ({"trace_axes": 2}, ValueError, r"trace_axes has 2.*outputs have shape \(2, 4\)"),
         ({"trace_axes": (-3,)}, ValueError, "trace_axes has -3"),
         ({"trace_axes": (1, -1)}, ValueError, "names an axis twice"),
