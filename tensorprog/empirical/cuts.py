@@ -113,7 +113,10 @@ def _replayed(
         return View(i, tuple(axes), (0,) * len(shape))
 
     tape = Tape(offsets, notes)
-    values = [Value(leaf, (whole(i, jnp.shape(leaf)),) if i in cut else ()) for i, leaf in enumerate(theta)]
+    values = [
+        Value(leaf, (whole(i, jnp.shape(leaf)),) if i in cut else (), uniform=jnp.size(leaf) == 1)
+        for i, leaf in enumerate(theta)
+    ]
     found = run(jaxpr, [*values, *(Value(leaf, active=True) for leaf in jax.tree.leaves(x))], tape)
     tape.note(found, WHOLE)
     return [value.array for value in found], tape

@@ -155,7 +155,7 @@ def _linear(equation: Any, values: Sequence[Value], tape: Tape) -> tuple[View, .
         left, right = values
         if name == "mul" and right.views and (left.uniform or not left.views):
             left, right = right, left
-        if not right.uniform or not left.views:
+        if not right.uniform or not left.views or (right.active and left.uniform):
             return None
         tape.note([right], WHOLE)  # a factor that is learnt
         return tuple(view.scaled(right.one if name == "mul" else 1 / right.one) for view in left.views)
