@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,8 +49,7 @@ def normal(seed: int, *shape: int) -> jax.Array:
 
 
 def dense(*widths: int) -> list[dict[str, jax.Array]]:
-    layers = zip(widths, widths[1:], strict=False)
-    return [{"w": normal(i, a, b) / a**0.5, "b": normal(100 + i, b)} for i, (a, b) in enumerate(layers)]
+    return [{"w": normal(i, a, b) / a**0.5, "b": normal(100 + i, b)} for i, (a, b) in enumerate(pairwise(widths))]
 
 
 def mlp(params: Any, x: jax.Array) -> jax.Array:
@@ -87,7 +87,9 @@ def cases() -> dict[str, Case]:
             {"filters": filters, "v": normal(5, 16, 10) / 4},
             normal(9, 8, 16, 16, 3),
         ),
-        "tied_rnn": Case("tied RNN of width 128, 16 steps, 4 outputs, 16 inputs", rnn, recurrent, normal(9, 16, 16, 16)),
+        "tied_rnn": Case(
+            "tied RNN, width 128, 16 steps, 4 outputs, 16 inputs", rnn, recurrent, normal(9, 16, 16, 16)
+        ),
     }
 
 
@@ -123,9 +125,8 @@ def measure(case: Case, repeats: int) -> Measured:
 def row(case: Case, found: Measured) -> list[str]:
     times = [f"{1e3 * found.seconds[m]:.1f} ms" for m in METHODS]
     gain = found.seconds["jacobian"] / found.seconds["structured"]
-    return [f"{case.text}, {case.kernel}", *times, f"{gain:.0f}×", found.auto, f"{found.over_best:.2f}"] + [
-        f"{found.apart:.0e}"
-    ]
+    over = f"{found.over_best:.2f}"
+    return [f"{case.text}, {case.kernel}", *times, f"{gain:.0f}×", found.auto, over, f"{found.apart:.0e}"]
 
 
 HEAD = ["network, kernel", *METHODS, "structured against jacobian", "auto", "auto / best", "values apart"]
