@@ -87,9 +87,7 @@ def cases() -> dict[str, Case]:
             {"filters": filters, "v": normal(5, 16, 10) / 4},
             normal(9, 8, 16, 16, 3),
         ),
-        "tied_rnn": Case(
-            "tied RNN, width 128, 16 steps, 4 outputs, 16 inputs", rnn, recurrent, normal(9, 16, 16, 16)
-        ),
+        "tied_rnn": Case("tied RNN, width 128, 16 steps, 4 outputs, 16 inputs", rnn, recurrent, normal(9, 16, 16, 16)),
     }
 
 

@@ -177,6 +177,24 @@ NETS = {
     ),
     "masked": (chain(lambda p: p["w"] * jnp.tri(D, H), of("u"), of("v")), FULL, ROWS, {"w": X}),
     "frozen": (chain(lambda p: jax.lax.stop_gradient(p["w"]), of("u"), of("v")), FULL, ROWS, {"w": "unused"}),
+    "on the left": (lambda p, x: jnp.tanh(p["w"].T @ x.T).T @ p["v"], FULL, ROWS, {"w": S}),
+    "every second": (lambda p, x: jnp.tanh(x @ p["w"][:, ::2]) @ p["v"][1:4], FULL, ROWS, {"w": S, "v": S}),
+    "spectrum": (chain(lambda p: jnp.fft.rfft(p["w"], 2 * H - 2).real, of("u"), of("v")), FULL, ROWS, {"w": X}),
+    "phases": (
+        lambda p, x: jnp.abs(x @ p["w"].astype(complex) * jnp.exp(1j * p["b"])) @ p["v"], FULL, ROWS, {"w": X, "v": S},
+    ),
+    "spread over sites": (
+        lambda p, x: jnp.tanh(jnp.einsum("ntd,tdh->nth", x, jnp.broadcast_to(p["w"], (7, D, H)))).mean(1) @ p["v"],
+        FULL, SEQUENCES, {"v": S},
+    ),
+    "weights of each site": (
+        lambda p, x: jnp.tanh(jnp.einsum("ntd,tdh->nth", x, p["sites"])).mean(1) @ p["v"],
+        {"sites": normal(29, 7, D, H), "v": V}, SEQUENCES, {"sites": S},
+    ),
+    "layers by number": (
+        lambda p, x: jax.lax.fori_loop(0, 4, lambda i, h: jnp.tanh(h @ p["layers"]["u"][i]), x @ p["w"]) @ p["v"],
+        {**FULL, "layers": LAYERS}, ROWS, {"layers']['u": X, "w": S},
+    ),
     "sequence": (lambda p, x: mlp(p, x).mean(1), FULL, SEQUENCES, {"w": G, "u": G}),
     "scanned": (rnn, FULL, SEQUENCES, {"w": G, "v": S, "b": "direct"}),
     "unrolled": (unrolled, FULL, SEQUENCES, {"v": S}),
@@ -206,6 +224,9 @@ NETS = {
     "heads by vmap": (attention, HEADS, SEQUENCES, {}),
     "embedding": (embedded, TABLE, TOKENS, {"positions": "direct", "v": S}),
     "embedding and readout": (language, TABLE, TOKENS, {"positions": "unused"}),
+    "positions by number": (
+        lambda p, x: (p["table"][x] * p["positions"][jnp.arange(7)]).mean(1) @ p["v"], TABLE, TOKENS, {"positions": G},
+    ),
     "one token": (lambda p, x: jax.vmap(lambda i: jnp.tanh(p["table"][i[0]]) @ p["v"])(x), TABLE, TOKENS, {"table": S}),
     "outside the table": (
         lambda p, x: jnp.tanh(p["table"].at[x - 2].get(mode="fill", fill_value=0.5)).mean(1) @ p["v"],

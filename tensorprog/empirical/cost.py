@@ -130,13 +130,12 @@ def contraction(net: Network, blocks: Blocks, group: Group, road: str) -> Work:
 
 
 def held(net: Network, group: Group, road: str) -> int:
-    """Bytes of one example's factors, or of the derivative that they make."""
+    """Bytes of one example's factors, and of the derivative that they make."""
     s, alpha, beta = group.sizes
-    if road == "gradient":
-        return net.outputs * s * alpha * beta * net.itemsize
     p, q = group.positions(False), group.positions(True)
     first = 2 if group.rows else alpha
-    return s * (p * (first + net.outputs * beta) + q * (beta + net.outputs * alpha)) * net.itemsize
+    formed = net.outputs * s * alpha * beta * net.itemsize if road == "gradient" else 0
+    return formed + s * (p * (first + net.outputs * beta) + q * (beta + net.outputs * alpha)) * net.itemsize
 
 
 def gram_bytes(net: Network, group: Group) -> int:

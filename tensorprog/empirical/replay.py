@@ -108,7 +108,7 @@ def _equation(jaxpr: Jaxpr, equation: Any, values: list[Value], tape: Tape) -> l
     if name == "cond":
         return _cond(equation, values, tape)
     (result, *more) = found = _plain(jaxpr, equation, values)
-    if not any(_is_floating(value) for value in found):
+    if not any(jnp.issubdtype(jnp.asarray(value.array).dtype, jnp.inexact) for value in found):
         return found  # comparisons, integers: no derivative
     if not more:
         if name in PRODUCTS:
@@ -160,8 +160,8 @@ def _linear(equation: Any, values: Sequence[Value], tape: Tape) -> tuple[View, .
         tape.note([right], WHOLE)  # a factor that is learnt
         return tuple(view.scaled(right.one if name == "mul" else 1 / right.one) for view in left.views)
     step = _STEPS.get(name)
-    if step is None or any(value.views for value in values[1:]):
-        return None
+    if step is None or not jnp.issubdtype(params.get("new_dtype", jnp.float32), jnp.floating):
+        return None  # to complex numbers it is no real view
     views = [step(view, params) for view in values[0].views]
     return None if None in views else tuple(view for view in views if view is not None)
 
@@ -189,7 +189,7 @@ def _product(equation: Any, values: Sequence[Value], result: Value, tape: Tape) 
     for side, value in enumerate(values):
         # a product of weights alone is cut too, unless its derivative would be larger than that of the weight
         others_active = any(other.active for other in values if other is not value)
-        small = jnp.size(result.array) < jnp.size(value.array) and not others_active
+        small = jnp.size(result.array) < jnp.size(value.array) or equation.primitive.name == "gather"
         for view in value.views:
             use = PRODUCTS[equation.primitive.name](view, side, values, equation.params)
             if use is None or not (others_active or small):

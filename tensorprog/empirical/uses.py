@@ -189,8 +189,8 @@ def gather(view: View, indices: Array, params: dict[str, Any]) -> tuple[Use, Lef
 def dynamic_slice(view: View, starts: Sequence[Array], sizes: Sequence[int]) -> tuple[Use, Left] | None:
     """`jax.lax.dynamic_slice` of one row along one axis of the view."""
     cut = [i for i, n in enumerate(sizes) if n != view.shape[i]]
-    if len(cut) != 1 or sizes[cut[0]] != 1:
-        return None
+    if len(cut) != 1 or sizes[cut[0]] != 1 or sum(n > 1 for n in sizes) > 1:
+        return None  # what is no row is rather a layer's weight, chosen by a loop: no activation
     at = jnp.asarray(starts[cut[0]]).reshape(1, 1)
     return _rows(view, cut[0], at, {i: i for i in range(len(view.axes))}, jnp.ones((1, 1), bool))
 
