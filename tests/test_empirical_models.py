@@ -34,7 +34,7 @@ def tokens(*shape):
 
 def linen(module: nn.Module, x: jax.Array) -> Model:
     """Its params; running means and variances are constants."""
-    variables = module.init(jax.random.key(0), x)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
     rest = {name: tree for name, tree in variables.items() if name != "params"}
     return Model(lambda p, x: module.apply({"params": p, **rest}, x), variables["params"], x)  # pyright: ignore
 
@@ -142,7 +142,10 @@ MODELS: dict[str, Callable[[], Model]] = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+MORE = {"nnx ResNet block", "nnx transformer", "equinox GRU"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.full if n in MORE else ()) for n in MODELS])
 def test_models_go_by_structure(name):
     model = MODELS[name]()
     found = empirical.ntk(model.f, model.params, model.x, explain=True)
