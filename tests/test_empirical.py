@@ -102,14 +102,12 @@ def test_memory_bounds_the_blocks(params, x1, monkeypatch):
     lengths = []
     blocked = lambda prepare, contract, x1, x2, limit: lengths.append(limit) or jnp.zeros((7, 7, 1, 1, 1))
     monkeypatch.setattr(kernels, "blocked", blocked)
-    monkeypatch.setattr(plan, "MEMORY", 2 * 8 * 60 * 8)  # two examples of 60 parameters, 8 outputs
-    for method in METHODS:
-        empirical.ntk(network, params, x1, trace_axes=(0, 1), method=method)
-    assert lengths == [4, 2, 7]
-    monkeypatch.setattr(plan, "MEMORY", 2 * 8 * 60)
-    for method in METHODS:
-        empirical.ntk(network, params, x1, trace_axes=(0, 1), method=method)
-    assert lengths[3:] == [1, 1, 2]
+    for memory in (2**28, 10_000, 1000):
+        monkeypatch.setattr(plan, "MEMORY", memory)
+        for method in METHODS:
+            empirical.ntk(network, params, x1, trace_axes=(0, 1), method=method)
+    # of 60 parameters and 8 outputs: a Jacobian has 3840 bytes, a direction of the parameters 480
+    assert lengths == [7, 7, 7, 4, 2, 7, 1, 1, 1]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -251,9 +249,21 @@ def convolved(params, x):
 def test_multiply_adds_are_counted_through_loops_and_convolutions(params, x1):
     shared = {"w": jnp.ones((3, 3)), "v": jnp.ones((3, 1))}
     filters = {"w": jnp.ones((5, 2, 3, 3)), "v": jnp.ones((5, 1))}
-    assert cost.multiply_adds(network, params, x1[:1]) == 3 * 5 + 5 * 8
-    assert cost.multiply_adds(jax.jit(scanned), shared, x1[:1]) == 20 * 9 + 3
-    assert cost.multiply_adds(convolved, filters, jnp.ones((1, 2, 8, 8))) == 8 * 8 * 5 * 2 * 9 + 5
+    counted = lambda f, *args: cost.multiply_adds(jax.make_jaxpr(f)(*args).jaxpr)
+    assert counted(network, params, x1[:1]) == 3 * 5 + 5 * 8
+    assert counted(jax.jit(scanned), shared, x1[:1]) == 20 * 9 + 3
+    assert counted(convolved, filters, jnp.ones((1, 2, 8, 8))) == 8 * 8 * 5 * 2 * 9 + 5
+
+
+def test_activations_are_counted_and_weights_are_not():
+    def f(w, x):
+        return jnp.tanh(x @ w.T.T) @ w.T
+
+    jaxpr = jax.make_jaxpr(f)(jnp.ones((2, 7)), jnp.ones((1, 2))).jaxpr
+    assert cost.activations(jaxpr, set(jaxpr.invars[1:])) == (8 * (7 + 7 + 2), 8 * 7)
+    shared = {"w": jnp.ones((3, 3)), "v": jnp.ones((3, 1))}
+    jaxpr = jax.make_jaxpr(scanned)(shared, jnp.ones((1, 3))).jaxpr
+    assert cost.activations(jaxpr, {jaxpr.invars[-1]}) == (8 * (20 * (3 + 3) + 1), 8 * 3)
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ whichever is more, and sums of jobs by about their sum.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,8 @@ class Network:
     parameters: int
     itemsize: int
     sizes: Sizes
+    activations: int = 0  # bytes of one example's, all of them
+    widest: int = 0  # and of the largest
 
     @property
     def outputs(self) -> int:
@@ -154,12 +156,8 @@ def roads_of(net: Network, blocks: Blocks, groups: Sequence[Group]) -> dict[Grou
     }
 
 
-def multiply_adds(f: Callable[..., Any], *args: Any) -> int:
-    """Multiply-adds of f's matrix products and convolutions, from shapes alone; a `while` loop's body counts once."""
-    return of_jaxpr(jax.make_jaxpr(f)(*args).jaxpr)
-
-
-def of_jaxpr(jaxpr: Any) -> int:
+def multiply_adds(jaxpr: Any) -> int:
+    """Of the matrix products and convolutions of a jaxpr, from shapes alone; a `while` loop's body counts once."""
     total = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -172,8 +170,30 @@ def of_jaxpr(jaxpr: Any) -> int:
             channels = filters[params["dimension_numbers"].rhs_spec[0]]
             total += math.prod(equation.outvars[0].aval.shape) * math.prod(filters) // channels
         inner = [sub for value in params.values() for sub in _jaxprs(value)]
-        total += params.get("length", 1) * sum(of_jaxpr(sub) for sub in inner)
+        total += params.get("length", 1) * sum(multiply_adds(sub) for sub in inner)
     return total
+
+
+def activations(jaxpr: Any, active: set[Any]) -> tuple[int, int]:
+    """Bytes of all that depends on the variables in `active`, and of the largest; loops counted by their steps."""
+    total = widest = 0
+    active = set(active)
+    for equation in jaxpr.eqns:
+        if not any(not hasattr(atom, "val") and atom in active for atom in equation.invars):
+            continue
+        active |= set(equation.outvars)
+        found = [_bytes(var.aval) for var in equation.outvars]
+        for inner in (sub for value in equation.params.values() for sub in _jaxprs(value)):
+            all_, largest = activations(inner, set(inner.invars))
+            found.append(equation.params.get("length", 1) * all_)
+            widest = max(widest, largest)
+        total += sum(found[len(equation.outvars) :] or found)
+        widest = max([widest, *found[: len(equation.outvars)]])
+    return total, widest
+
+
+def _bytes(aval: Any) -> int:
+    return math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 4)
 
 
 def _jaxprs(value: Any) -> list[Any]:

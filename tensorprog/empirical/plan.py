@@ -86,11 +86,13 @@ def choices(problem: Problem, methods: Sequence[str]) -> dict[str, Choice]:
     """Each of these methods for the problem."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), problem.theta)
     outputs, x = problem.outputs, problem.x
+    jaxpr = jax.make_jaxpr(outputs)(shapes, x).jaxpr
     net = Network(
-        cost.multiply_adds(outputs, shapes, x),
+        cost.multiply_adds(jaxpr),
         sum(leaf.size for leaf in problem.theta),
         max(np.dtype(leaf.dtype).itemsize for leaf in problem.theta),
         problem.sizes,
+        *cost.activations(jaxpr, set(jaxpr.invars[len(shapes) :])),
     )
     make = {"structured": _structured, "jacobian": _jacobian, "ntvp": _ntvp}
     return {name: make[name](problem, net) for name in methods}
@@ -115,48 +117,56 @@ def explained(problem: Problem, method: str, candidates: Sequence[str]) -> Plan:
     return Plan(best, costs, roads, choice.limit, choice.bytes, share / total)
 
 
-def _limit(problem: Problem, each: int) -> int:
-    """The most examples of a block, if each takes so many bytes."""
+def _fits(problem: Problem, taken: Callable[[int], int]) -> int:
+    """The most examples of a block, halved until two blocks take no more bytes than they may."""
     longest = max(problem.n1, problem.n2 or 0)
-    return min(problem.batch_size or max(1, MEMORY // max(each, 1)), longest)
+    if problem.batch_size is not None:
+        return min(problem.batch_size, longest)
+    limit = longest
+    while limit > 1 and taken(limit) > 2 * MEMORY:
+        limit = math.ceil(limit / 2)
+    return limit
 
 
 def _jacobian(problem: Problem, net: Network) -> Choice:
-    each = net.parameters * net.itemsize * net.outputs
-    limit = _limit(problem, each)
+    each = net.outputs * (net.parameters * net.itemsize + net.widest) + net.activations
+    taken = lambda limit: 2 * limit * each
+    limit = _fits(problem, taken)
     blocks = Blocks.of(limit, problem.n1, problem.n2)
     way = lambda theta: by_jacobian(problem.outputs, theta, problem.lr, problem.sizes)
     roads = ["jacobian"] * len(problem.theta)
-    return Choice(way, limit, 2 * limit * each, cost.jacobian(net, blocks).cost, roads)
+    return Choice(way, limit, taken(limit), cost.jacobian(net, blocks).cost, roads)
 
 
 def _ntvp(problem: Problem, net: Network) -> Choice:
-    each = net.parameters * net.itemsize
-    limit = _limit(problem, each)
+    each = net.parameters * net.itemsize + net.activations
+    taken = lambda limit: 2 * limit * each + 2 * limit**2 * net.widest  # each pair has its own tangents
+    limit = _fits(problem, taken)
     blocks = Blocks.of(limit, problem.n1, problem.n2)
     way = lambda theta: by_ntvp(problem.outputs, theta, problem.lr, problem.sizes)
-    return Choice(way, limit, 2 * limit * each, cost.ntvp(net, blocks).cost, ["ntvp"] * len(problem.theta))
+    return Choice(way, limit, taken(limit), cost.ntvp(net, blocks).cost, ["ntvp"] * len(problem.theta))
 
 
 def _structured(problem: Problem, net: Network) -> Choice:
     whole = {i for i, m in enumerate(problem.lr) if m is not None and np.size(m) != 1}  # such an lr needs each entry
     parts = anatomy(problem.outputs, problem.theta, problem.x, whole)
     plain = sum(problem.theta[i].size for i in parts.plain)
-    limit = problem.batch_size or max(problem.n1, problem.n2 or 0)
-    limit = min(limit, max(problem.n1, problem.n2 or 0))
-    while True:
-        blocks = Blocks.of(limit, problem.n1, problem.n2)
-        roads = cost.roads_of(net, blocks, parts.groups)
+
+    def roads_at(limit: int) -> dict[Group, str]:
+        return cost.roads_of(net, Blocks.of(limit, problem.n1, problem.n2), parts.groups)
+
+    def taken(limit: int) -> int:
+        roads = roads_at(limit)
         each = sum(cost.held(net, group, roads[group]) for group in parts.groups)
-        each += net.outputs * plain * net.itemsize
-        pair = max([cost.gram_bytes(net, g) for g in parts.groups if roads[g] == "gram"], default=0)
-        taken = 2 * limit * each + limit**2 * pair
-        if limit == 1 or problem.batch_size is not None or taken <= 2 * MEMORY:
-            break
-        limit = max(1, math.ceil(limit / 2))
+        each += net.outputs * (plain * net.itemsize + net.widest) + net.activations
+        pair = max([cost.gram_bytes(net, group) for group in parts.groups if roads[group] == "gram"], default=0)
+        return 2 * limit * each + limit**2 * pair
+
+    limit = _fits(problem, taken)
+    blocks, roads = Blocks.of(limit, problem.n1, problem.n2), roads_at(limit)
     way = lambda theta: by_structure(parts, theta, problem.lr, problem.sizes, roads)
     work = cost.structured(net, blocks, parts, roads, plain)
-    return Choice(way, limit, taken, work.cost, _road_names(parts, len(problem.theta), roads))
+    return Choice(way, limit, taken(limit), work.cost, _road_names(parts, len(problem.theta), roads))
 
 
 def _road_names(parts: Anatomy, count: int, roads: dict[Group, str]) -> list[str]:

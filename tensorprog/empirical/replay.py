@@ -226,7 +226,8 @@ def _scan(equation: Any, values: list[Value], tape: Tape) -> list[Value]:
     consts, init, xs = values[:constants], values[constants:][:carries], values[constants + carries :]
     body = params["jaxpr"]
     handed = [a is b for a, b in zip(body.jaxpr.invars[constants:], body.jaxpr.outvars[:carries], strict=False)]
-    tape.note([value for value, through in zip(init, handed, strict=True) if not through], WHOLE)
+    changed = lambda values: [value for value, kept in zip(values, handed) if not kept]
+    tape.note(changed(init), WHOLE)
     inside = lambda value: replace(value, views=tuple(view.entered() for view in value.views))
     cuts: list[Cut] = []
 
@@ -234,18 +235,18 @@ def _scan(equation: Any, values: list[Value], tape: Tape) -> list[Value]:
         arrays, offsets = slices
         inner = Tape(offsets, tape.notes)
         moving = iter(carry)
-        own = [inside(v) if kept else Value(next(moving), active=True) for v, kept in zip(init, handed, strict=True)]
+        own = [inside(v) if kept else Value(next(moving), active=True) for v, kept in zip(init, handed)]
         rows = [
             Value(a, tuple(view.stepped() for view in x.views), active=x.active)
             for a, x in zip(arrays, xs, strict=True)
         ]
         out = run(body, [*map(inside, consts), *own, *rows], inner)
-        inner.note([value for value, kept in zip(out, handed) if not kept] + out[carries:], WHOLE)
+        inner.note(changed(out) + out[carries:], WHOLE)
         cuts[:] = inner.cuts
-        after = [_strong(value.array) for value, kept in zip(out, handed) if not kept]
+        after = [_strong(value.array) for value in changed(out)]
         return after, ([value.array for value in out[carries:]], inner.lefts)
 
-    start = [_strong(value.array) for value, kept in zip(init, handed, strict=True) if not kept]
+    start = [_strong(value.array) for value in changed(init)]
     arrays = [value.array for value in xs]
     first = [jax.eval_shape(lambda x: x[0], x) for x in arrays]
     jax.eval_shape(lambda carry, x: step(carry, (x, None)), start, first)
@@ -254,10 +255,9 @@ def _scan(equation: Any, values: list[Value], tape: Tape) -> list[Value]:
         step, start, (arrays, offsets), length=length, reverse=params["reverse"], unroll=params["unroll"]
     )
     for cut, own in zip(list(cuts), lefts, strict=True):
-        tied = [use.outer[-1] is None for use in cut.uses]
-        stacked = tuple(jax.tree.map(partial(uses.gathered, tied=t), left) for left, t in zip(own, tied, strict=True))
-        left_loop = tuple(use.left_loop() for use in cut.uses)
-        tape.record(Cut((length, *cut.shape), cut.dtype, left_loop), stacked)
+        stack = lambda use, left: jax.tree.map(partial(uses.gathered, tied=use.outer[-1] is None), left)
+        stacked = tuple(map(stack, cut.uses, own))
+        tape.record(Cut((length, *cut.shape), cut.dtype, tuple(use.left_loop() for use in cut.uses)), stacked)
     last = iter(end)
     finals = [value if kept else Value(next(last), active=True) for value, kept in zip(init, handed, strict=True)]
     return finals + [Value(y, active=True) for y in ys]
@@ -287,14 +287,12 @@ def _cond(equation: Any, values: list[Value], tape: Tape) -> list[Value]:
     lefts = [jax.eval_shape(lambda a, i=i: taken(i, None, a), arrays)[1] for i in range(len(branches))]
     flat = [cut for own in cuts for cut in own]
     offsets = [tape.offset(i, cut.shape, cut.dtype) for i, cut in enumerate(flat)]
-    bounds = [0]
-    for own in cuts:
-        bounds.append(bounds[-1] + len(own))
 
     def branch(which: int) -> Callable[[Any], Any]:
         def evaluate(operands: Any) -> Any:
             arrays, offsets = operands
-            out, own = taken(which, offsets[bounds[which] : bounds[which + 1]], arrays)
+            before = sum(len(own) for own in cuts[:which])
+            out, own = taken(which, offsets[before : before + len(cuts[which])], arrays)
             zeros = [jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), others) for others in lefts]
             zeros[which] = own
             return out, [left for others in zeros for left in others]
