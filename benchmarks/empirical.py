@@ -106,9 +106,9 @@ class Measured:
 
 
 def measure(case: Case, repeats: int) -> Measured:
-    compiled = {m: jax.jit(lambda p, x, m=m: case.ntk(p, x, method=m)) for m in METHODS}
+    compiled: dict[str, Any] = {m: jax.jit(lambda p, x, m=m: case.ntk(p, x, method=m)) for m in METHODS}
     values = {m: np.asarray(run(case.params, case.x)) for m, run in compiled.items()}
-    seconds = dict.fromkeys(METHODS, float("inf"))
+    seconds = {str(m): float("inf") for m in METHODS}
     for _ in range(repeats):  # in turn, so that what else runs on the machine meets all alike
         for m, run in compiled.items():
             start = time.perf_counter()
@@ -117,7 +117,7 @@ def measure(case: Case, repeats: int) -> Measured:
     auto = case.ntk(case.params, case.x, explain=True).method
     scale = np.abs(values["jacobian"]).max()
     apart = max(float(np.abs(values[m] - values["jacobian"]).max() / scale) for m in METHODS)
-    return Measured({str(m): s for m, s in seconds.items()}, auto, apart)
+    return Measured(seconds, auto, apart)
 
 
 def row(case: Case, found: Measured) -> list[str]:

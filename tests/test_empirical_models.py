@@ -73,7 +73,7 @@ class Transformer(nn.Module):
 class Recurrent(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(3)(nn.RNN(nn.GRUCell(12))(x)[:, -1])  # pyright: ignore[reportCallIssue, reportArgumentType, reportIndexIssue]
+        return nn.Dense(3)(nn.RNN(nn.GRUCell(12))(x)[:, -1])  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def of_nnx(model: Any, x: jax.Array) -> Model:

@@ -126,7 +126,7 @@ def ntk(
      [3. 2.]]
     >>> empirical.ntk(f, params, jnp.ones((4, 2)), jnp.ones((5, 2)), trace_axes=()).shape
     (4, 5, 3, 3)
-    >>> empirical.ntk(f, params, jnp.ones((4, 2)), explain=True).roads
+    >>> empirical.ntk(f, params, jnp.ones((4, 2)), method="structured", explain=True).roads
     {"['b']": 'direct', "['w']": 'gram'}
 
     ```

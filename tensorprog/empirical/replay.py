@@ -122,10 +122,8 @@ def _equation(jaxpr: Jaxpr, equation: Any, values: list[Value], tape: Tape) -> l
 
 def _plain(jaxpr: Jaxpr, equation: Any, values: Sequence[Value]) -> list[Value]:
     """The equation as it stands, with whatever derivative rules it has: a jaxpr of this one, evaluated."""
-    seen: dict[Any, Any] = {}
-    for atom, value in zip(equation.invars, values, strict=True):
-        if not isinstance(atom, Literal):
-            seen[atom] = value.array
+    pairs = zip(equation.invars, values, strict=True)
+    seen = {atom: value.array for atom, value in pairs if not isinstance(atom, Literal)}
     alone = jaxpr.replace(
         constvars=[], invars=list(seen), outvars=equation.outvars, eqns=[equation], effects=equation.effects
     )
@@ -137,9 +135,6 @@ def _plain(jaxpr: Jaxpr, equation: Any, values: Sequence[Value]) -> list[Value]:
 
 def _is_floating(value: Value) -> bool:
     return jnp.issubdtype(jnp.asarray(value.array).dtype, jnp.floating)
-
-
-# -- what stays a view -------------------------------------------------------------------------------------------------
 
 
 def _linear(equation: Any, values: Sequence[Value], tape: Tape) -> tuple[View, ...] | None:
@@ -187,7 +182,7 @@ def _product(equation: Any, values: Sequence[Value], result: Value, tape: Tape) 
     """The result of a product, cut if every view in it is a weight there."""
     found: list[tuple[Use, Left]] = []
     for side, value in enumerate(values):
-        # a product of weights alone is cut too, unless its derivative would be larger than that of the weight
+        # a product without activations is cut too, unless its derivative would be larger than that of the weight
         others_active = any(other.active for other in values if other is not value)
         small = jnp.size(result.array) < jnp.size(value.array) or equation.primitive.name == "gather"
         for view in value.views:
@@ -248,8 +243,7 @@ def _scan(equation: Any, values: list[Value], tape: Tape) -> list[Value]:
 
     start = [_strong(value.array) for value in changed(init)]
     arrays = [value.array for value in xs]
-    first = [jax.eval_shape(lambda x: x[0], x) for x in arrays]
-    jax.eval_shape(lambda carry, x: step(carry, (x, None)), start, first)
+    jax.eval_shape(lambda carry, x: step(carry, ([a[0] for a in x], None)), start, arrays)  # finds the cuts
     offsets = [tape.offset(i, (length, *cut.shape), cut.dtype) for i, cut in enumerate(cuts)]
     end, (ys, lefts) = jax.lax.scan(
         step, start, (arrays, offsets), length=length, reverse=params["reverse"], unroll=params["unroll"]
