@@ -7,6 +7,8 @@ from pathlib import Path
 
 import convergence
 import digits
+import empirical as empirical_times
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import rates
@@ -145,3 +147,16 @@ def test_what_is_not_sampled_is_timed_twice() -> None:
 def test_a_case_that_fails_says_why() -> None:
     with pytest.raises(RuntimeError, match="no architecture of the zoo"):
         sequences.in_fresh_process(sequences.Case("mpl", "ntk", 2, (3,)))
+
+
+def test_times_of_empirical_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = empirical_times.dense(3, 4, 2)
+    small = {
+        kind: empirical_times.Case("MLP", empirical_times.mlp, params, jnp.ones((2, 3)), kind)
+        for kind in ("trace", "full")
+    }
+    monkeypatch.setattr(empirical_times, "cases", lambda: small)
+    page = tmp_path / "empirical.md"
+    empirical_times.main(["--repeats", "1", "--out", str(page)])  # what it returns goes by microseconds here
+    assert [row[0] for row in body(page)] == ["MLP, trace", "MLP, full"]
+    assert all(float(row[-1]) < 1e-5 for row in body(page))

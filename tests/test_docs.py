@@ -6,6 +6,7 @@ import importlib
 import re
 from pathlib import Path
 
+import jax
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -28,6 +29,16 @@ def test_python_in_documents_runs(path: str, capsys: pytest.CaptureFixture[str])
     for block in blocks(ROOT / path, "python"):
         exec(compile(block, path, "exec"), space)
     assert "C(s{i}) = V_tanh C(g{i})" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_models_of_other_libraries(capsys: pytest.CaptureFixture[str]) -> None:
+    """`docs/models.md` runs, in float32 as its readers have it, and shows the plan that is printed."""
+    space: dict[str, object] = {}
+    with jax.enable_x64(False):
+        for block in blocks(ROOT / "docs" / "models.md", "python"):
+            exec(compile(block, "models.md", "exec"), space)
+    assert capsys.readouterr().out == blocks(ROOT / "docs" / "models.md", "text")[0]
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 
 import tensorprog as tp
 from tensorprog import empirical
-from tensorprog.empirical import cost, kernels
+from tensorprog.empirical import cost, kernels, plan
 
-METHODS = ("jacobian", "ntvp")
+METHODS = ("structured", "jacobian", "ntvp")
 
 
 def network(params, x):
@@ -100,13 +100,14 @@ def test_blocks_change_no_value(params, x1, x2, method, batch_size):
 
 def test_memory_bounds_the_blocks(params, x1, monkeypatch):
     lengths = []
-
-    monkeypatch.setattr(kernels, "MEMORY", 2 * 8 * 60 * 8)  # two examples of 60 parameters, 8 outputs
-    blocked = lambda prepare, contract, x1, x2, limit: lengths.append(limit) or jnp.zeros((7, 7, 1, 1))
+    blocked = lambda prepare, contract, x1, x2, limit: lengths.append(limit) or jnp.zeros((7, 7, 1, 1, 1))
     monkeypatch.setattr(kernels, "blocked", blocked)
-    empirical.ntk(network, params, x1, trace_axes=(0, 1), method="jacobian")
-    empirical.ntk(network, params, x1, trace_axes=(0, 1), method="ntvp")
-    assert lengths == [2, 16]
+    for memory in (2**28, 10_000, 1000):
+        monkeypatch.setattr(plan, "MEMORY", memory)
+        for method in METHODS:
+            empirical.ntk(network, params, x1, trace_axes=(0, 1), method=method)
+    # of 60 parameters and 8 outputs: a Jacobian has 3840 bytes, a direction of the parameters 480
+    assert lengths == [7, 7, 7, 4, 2, 7, 1, 1, 1]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -248,28 +249,21 @@ def convolved(params, x):
 def test_multiply_adds_are_counted_through_loops_and_convolutions(params, x1):
     shared = {"w": jnp.ones((3, 3)), "v": jnp.ones((3, 1))}
     filters = {"w": jnp.ones((5, 2, 3, 3)), "v": jnp.ones((5, 1))}
-    assert cost.multiply_adds(network, params, x1[:1]) == 3 * 5 + 5 * 8
-    assert cost.multiply_adds(jax.jit(scanned), shared, x1[:1]) == 20 * 9 + 3
-    assert cost.multiply_adds(convolved, filters, jnp.ones((1, 2, 8, 8))) == 8 * 8 * 5 * 2 * 9 + 5
+    counted = lambda f, *args: cost.multiply_adds(jax.make_jaxpr(f)(*args).jaxpr)
+    assert counted(network, params, x1[:1]) == 3 * 5 + 5 * 8
+    assert counted(jax.jit(scanned), shared, x1[:1]) == 20 * 9 + 3
+    assert counted(convolved, filters, jnp.ones((1, 2, 8, 8))) == 8 * 8 * 5 * 2 * 9 + 5
 
 
-@pytest.mark.parametrize(
-    ("f", "n", "memory", "method"),
-    [
-        (scanned, 100, 2**28, "jacobian"),  # shared weights, long blocks
-        (scanned, 20, 2**28, "ntvp"),  # short blocks
-        (scanned, 100, 2**10, "ntvp"),  # short blocks, for want of memory
-        (lambda params, x: x @ params["w"] @ params["v"], 100, 2**28, "ntvp"),  # nothing shared
-    ],
-)
-def test_auto_goes_by_sharing_and_memory(f, n, memory, method, monkeypatch):
-    monkeypatch.setattr(kernels, "MEMORY", memory)
-    taken = []
-    for name in METHODS:
-        way = getattr(kernels, f"by_{name}")
-        monkeypatch.setattr(kernels, f"by_{name}", lambda *args, name=name, way=way: taken.append(name) or way(*args))
-    empirical.ntk(f, {"w": jnp.ones((3, 3)) / 3, "v": jnp.ones((3, 1))}, jnp.ones((n, 3)))
-    assert taken == [method]
+def test_activations_are_counted_and_weights_are_not():
+    def f(w, x):
+        return jnp.tanh(x @ w.T.T) @ w.T
+
+    jaxpr = jax.make_jaxpr(f)(jnp.ones((2, 7)), jnp.ones((1, 2))).jaxpr
+    assert cost.activations(jaxpr, set(jaxpr.invars[1:])) == (8 * (7 + 7 + 2), 8 * 7)
+    shared = {"w": jnp.ones((3, 3)), "v": jnp.ones((3, 1))}
+    jaxpr = jax.make_jaxpr(scanned)(shared, jnp.ones((1, 3))).jaxpr
+    assert cost.activations(jaxpr, {jaxpr.invars[-1]}) == (8 * (20 * (3 + 3) + 1), 8 * 3)
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
@@ -295,7 +289,7 @@ def test_auto_goes_by_sharing_and_memory(f, n, memory, method, monkeypatch):
         ({"x1": (jnp.ones((2, 3)), jnp.ones((4, 3)))}, ValueError, r"x1 disagree.*\[2, 4\]"),
         ({"x2": (jnp.ones((2, 3)),)}, ValueError, "x1 and x2 must be the same kind of pytree"),
         ({"x2": jnp.ones((2, 4))}, ValueError, r"agree in all axes but the first, got shapes \(7, 3\) and \(2, 4\)"),
-        ({"method": "fast"}, ValueError, "method='fast' is not known: pass 'auto', 'jacobian' or 'ntvp'"),
+        ({"method": "fast"}, ValueError, "method='fast' is not known: pass 'auto', 'structured', 'jacobian' or 'ntvp'"),
         ({"trace_axes": 2}, ValueError, r"trace_axes has 2.*outputs have shape \(2, 4\)"),
         ({"trace_axes": (-3,)}, ValueError, "trace_axes has -3"),
         ({"trace_axes": (1, -1)}, ValueError, "names an axis twice"),

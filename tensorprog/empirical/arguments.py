@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 
 def function_of(f: Any) -> Callable[[Any, Any], Any]:
@@ -58,8 +59,9 @@ def _batch(x: PyTree, name: str) -> PyTree:
     return x
 
 
-def partition(params: PyTree) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
-    """The floating arrays of `params`, and the function that puts them back among the other leaves."""
+def partition(params: PyTree) -> tuple[list[Array], Callable[..., PyTree]]:
+    """The floating arrays of `params`, and the function that puts such a list back among the other leaves (among None,
+    with `only`)."""
     leaves, structure = jax.tree.flatten(params)
     trained = [_is_trained(leaf) for leaf in leaves]
     theta = [jnp.asarray(leaf) for leaf, yes in zip(leaves, trained, strict=True) if yes]
@@ -68,12 +70,18 @@ def partition(params: PyTree) -> tuple[list[Array], Callable[[list[Array]], PyTr
             "params has no parameters: no leaf is an array of floating dtype. Pass arrays, jnp.asarray(1.0) for 1.0."
         )
 
-    def merge(theta: list[Array]) -> PyTree:
+    def merge(theta: list[Any], only: bool = False) -> PyTree:
         new = iter(theta)
-        full = [next(new) if yes else leaf for leaf, yes in zip(leaves, trained, strict=True)]
+        full = [next(new) if yes else None if only else leaf for leaf, yes in zip(leaves, trained, strict=True)]
         return jax.tree.unflatten(structure, full)
 
     return theta, merge
+
+
+def paths_of(params: PyTree) -> list[str]:
+    """The path of each floating array, as `jax.tree_util.keystr` writes it."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [jax.tree_util.keystr(path) for path, leaf in leaves if _is_trained(leaf)]
 
 
 def _is_trained(leaf: Any) -> bool:
@@ -130,20 +138,61 @@ def output_shape(f: Callable[[PyTree], Any], x: PyTree) -> tuple[int, ...]:
     return out.shape[1:]
 
 
-def split_axes(shape: tuple[int, ...], trace_axes: int | Sequence[int]) -> tuple[list[int], list[int]]:
-    """The output axes that are kept and those that are traced."""
-    if isinstance(trace_axes, int):
-        trace_axes = () if trace_axes == -1 and not shape else (trace_axes,)
-    for axis in trace_axes:
+@dataclass(frozen=True)
+class Axes:
+    """What becomes of each output axis: kept on both sides, alike on both sides, alike and averaged, summed before."""
+
+    kept: tuple[int, ...]
+    diagonal: tuple[int, ...]
+    traced: tuple[int, ...]
+    summed: tuple[int, ...]
+
+    def size(self, kind: str, shape: tuple[int, ...]) -> int:
+        return math.prod(shape[axis] for axis in getattr(self, kind))
+
+    def sizes(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        return self.size("kept", shape), self.size("diagonal", shape), self.size("traced", shape)
+
+    def laid_out(self, y: Array) -> Float[Array, "K E T"]:
+        """One example's outputs as kept, diagonal and traced ones."""
+        shape = y.shape
+        y = y.transpose(*self.kept, *self.diagonal, *self.traced, *self.summed)
+        return y.reshape(*self.sizes(shape), -1).sum(-1) if self.summed else y.reshape(self.sizes(shape))
+
+
+def output_axes(
+    shape: tuple[int, ...],
+    trace_axes: int | Sequence[int],
+    diagonal_axes: int | Sequence[int] = (),
+    sum_axes: int | Sequence[int] = (),
+) -> Axes:
+    """The axes of an example's outputs by what becomes of them. `trace_axes=-1` is the last axis if there is one and
+    nothing else is said of it."""
+    diagonal, summed = _axes(shape, diagonal_axes, "diagonal_axes"), _axes(shape, sum_axes, "sum_axes")
+    if isinstance(trace_axes, int) and trace_axes == -1 and (not shape or len(shape) - 1 in diagonal + summed):
+        trace_axes = ()
+    traced = _axes(shape, trace_axes, "trace_axes")
+    named = diagonal + traced + summed
+    if len(set(named)) < len(named):
+        raise ValueError(
+            "an output axis can be named in one of trace_axes, diagonal_axes and sum_axes only, got"
+            f" {traced}, {diagonal} and {summed}."
+        )
+    return Axes(tuple(axis for axis in range(len(shape)) if axis not in named), diagonal, traced, summed)
+
+
+def _axes(shape: tuple[int, ...], axes: int | Sequence[int], name: str) -> tuple[int, ...]:
+    axes = (axes,) if isinstance(axes, int) else axes
+    for axis in axes:
         if not isinstance(axis, int) or not -len(shape) <= axis < len(shape):
             raise ValueError(
-                f"trace_axes has {axis!r}, and an example's outputs have shape {shape}: pass axes of these, the axis of"
-                " examples not counted, or () for the full kernel."
+                f"{name} has {axis!r}, and an example's outputs have shape {shape}: pass axes of these, the axis of"
+                " examples not counted, or () for none."
             )
-    traced = sorted({axis % len(shape) for axis in trace_axes})
-    if len(traced) < len(trace_axes):
-        raise ValueError(f"trace_axes={tuple(trace_axes)} names an axis twice.")
-    return [axis for axis in range(len(shape)) if axis not in traced], traced
+    found = tuple(sorted({axis % len(shape) for axis in axes}))
+    if len(found) < len(axes):
+        raise ValueError(f"{name}={tuple(axes)} names an axis twice.")
+    return found
 
 
 def batch_limit(batch_size: int | None, default: int) -> int:

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 
-def blocked(prepare: Any, contract: Any, x1: PyTree, x2: PyTree | None, limit: int) -> Float[Array, "N1 N2 K K"]:
+def blocked(prepare: Any, contract: Any, x1: PyTree, x2: PyTree | None, limit: int) -> Float[Array, "N1 N2 E K K"]:
     """The kernel, block by block of at most `limit` examples; the blocks below the diagonal only if there is an x2."""
-    rows = _blocks(x1, limit)
-    columns = rows if x2 is None else _blocks(x2, limit)
+    rows = examples(x1, limit)
+    columns = rows if x2 is None else examples(x2, limit)
 
     def row(args: tuple[Any, PyTree]) -> Array:
         i, x = args
@@ -32,13 +32,13 @@ def blocked(prepare: Any, contract: Any, x1: PyTree, x2: PyTree | None, limit: i
         upper = lambda args: jax.lax.cond(args[0] > i, cell, lambda _: diagonal, args)  # below: any, mirrored later
         return _each(upper, columns)
 
-    blocks = _each(row, rows)  # (rows, columns, a, b, K, K)
+    blocks = _each(row, rows)  # (rows, columns, a, b, E, K, K)
     r, c, a, b, *outputs = blocks.shape
     whole = blocks.swapaxes(1, 2).reshape(r * a, c * b, *outputs)[: length(x1), : length(x1 if x2 is None else x2)]
     return mirror(whole) if x2 is None else whole
 
 
-def _blocks(x: PyTree, limit: int) -> PyTree:
+def examples(x: PyTree, limit: int) -> PyTree:
     """Leaves (N, ...) to (blocks, size, ...), of equal size, the last one filled up with copies of the last example."""
     n = length(x)
     count = math.ceil(n / limit)
@@ -59,8 +59,8 @@ def length(x: PyTree) -> int:
     return jax.tree.leaves(x)[0].shape[0]
 
 
-def mirror(k: Float[Array, "N N K K"]) -> Float[Array, "N N K K"]:
-    """K[j, i, t, s] = K[i, j, s, t], bit for bit."""
-    n, _, m, _ = k.shape
-    i, j, s, t = np.ogrid[:n, :n, :m, :m]
-    return jnp.where((i < j) | ((i == j) & (s <= t)), k, k.transpose(1, 0, 3, 2))
+def mirror(k: Float[Array, "N N *E K K"]) -> Float[Array, "N N *E K K"]:
+    """K[j, i, ..., t, s] = K[i, j, ..., s, t], bit for bit."""
+    i, j = (np.arange(k.shape[0]).reshape(shape + (1,) * (k.ndim - 2)) for shape in ((-1, 1), (1, -1)))
+    s, t = np.ogrid[: k.shape[-1], : k.shape[-1]]
+    return jnp.where((i < j) | ((i == j) & (s <= t)), k, k.swapaxes(0, 1).swapaxes(-1, -2))

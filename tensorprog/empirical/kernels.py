@@ -1,63 +1,87 @@
-"""`ntk` and `nngp` of a finite function: arguments in, kernel out; how is in the files beside."""
+"""`ntk` of a finite function and its terms: arguments in, kernel out; how is in the files beside."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from tensorprog.batch import batch
 from tensorprog.empirical.arguments import (
+    Axes,
     batch_limit,
     batches,
-    described,
     function_of,
     multipliers_of,
+    output_axes,
     output_shape,
     partition,
-    seeds_of,
-    split_axes,
+    paths_of,
 )
-from tensorprog.empirical.blocks import blocked, length, mirror
-from tensorprog.empirical.contraction import by_jacobian, by_ntvp, einsum
-from tensorprog.empirical.cost import multiply_adds, prefers_jacobian
-from tensorprog.empirical.programs import has_copies, learning_rates, outputs_of, readout_variances
-from tensorprog.errors import bad_argument
+from tensorprog.empirical.blocks import blocked, length
+from tensorprog.empirical.plan import Method, Plan, Problem, chosen, explained
+from tensorprog.empirical.programs import data_of, each_output, has_copies, learning_rates
 from tensorprog.ir import VectorType
 from tensorprog.program import Program
 
-Method = Literal["auto", "jacobian", "ntvp"]
-
-#: Bytes that the derivatives of one block of examples may take, where `batch_size` does not say otherwise.
-MEMORY = 2**28
-
-#: Examples whose outputs `nngp` computes at a time, where `batch_size` does not say otherwise.
-FORWARD_BATCH = 256
+Function = Callable[[Any, Any], Array]
+OutputAxes = int | Sequence[int]
 
 
+@overload
 def ntk(
-    f: Callable[[Any, Any], Array] | Program,
+    f: Function | Program,
     params: PyTree,
     x1: PyTree,
     x2: PyTree | None = None,
     *,
-    trace_axes: int | Sequence[int] = -1,
+    trace_axes: OutputAxes = -1,
+    diagonal_axes: OutputAxes = (),
+    sum_axes: OutputAxes = (),
     lr: PyTree | None = None,
     method: Method = "auto",
     batch_size: int | None = None,
-) -> Float[Array, "N1 N2 *S1_S2"]:
+    explain: Literal[False] = False,
+) -> Array: ...
+@overload
+def ntk(
+    f: Function | Program,
+    params: PyTree,
+    x1: PyTree,
+    x2: PyTree | None = None,
+    *,
+    trace_axes: OutputAxes = -1,
+    diagonal_axes: OutputAxes = (),
+    sum_axes: OutputAxes = (),
+    lr: PyTree | None = None,
+    method: Method = "auto",
+    batch_size: int | None = None,
+    explain: Literal[True],
+) -> Plan: ...
+def ntk(
+    f: Function | Program,
+    params: PyTree,
+    x1: PyTree,
+    x2: PyTree | None = None,
+    *,
+    trace_axes: OutputAxes = -1,
+    diagonal_axes: OutputAxes = (),
+    sum_axes: OutputAxes = (),
+    lr: PyTree | None = None,
+    method: Method = "auto",
+    batch_size: int | None = None,
+    explain: bool = False,
+) -> Float[Array, "N1 N2 *D_S1_S2"] | Plan:
     r"""The neural tangent kernel of the finite function `f` at `params`.
 
-    Θ[i, j, s, s̄] = (1/T) Σ_t Σ_p lr_p · ∂f(x1_i)[s, t]/∂θ_p · ∂f(x2_j)[s̄, t]/∂θ_p
+    Θ[i, j, d, s, s̄] = (1/T) Σ_t Σ_p lr_p · ∂f(x1_i)[s, d, t]/∂θ_p · ∂f(x2_j)[s̄, d, t]/∂θ_p
 
-    with t over the traced output axes (T values in all) and s over the others. With the default, a trace over the last
-    axis divided by its size, this is what `tensorprog.ntk` is the limit of: outputs of a wide network are independent
-    copies, and T of them estimate the same number.
+    with t over the traced output axes (T values in all), d over the diagonal ones and s over the others. With the
+    default, a trace over the last axis divided by its size, this is what `tensorprog.ntk` is the limit of: outputs of a
+    wide network are independent copies, and T of them estimate the same number.
 
     `f` is taken **one example at a time**, as f(params, x[None])[0] under `jax.vmap`: what it does across the examples
     of a batch (batch normalisation in training mode) is not seen.
@@ -70,18 +94,21 @@ def ntk(
     - `params`: any pytree. Arrays of floating dtype are the parameters; every other leaf (integers, Python numbers,
       functions, PRNG keys) is handed to `f` as it is.
     - `x1`, `x2`: pytrees of arrays with leading axis N1 and N2. Without `x2` the kernel is that of `x1` with itself,
-      symmetric to the last bit: Θ[j, i, s̄, s] is a copy of Θ[i, j, s, s̄].
-    - `trace_axes`: output axes (N not counted; negative ones from the end) to trace over. `-1`, the default, is the
-      last one if there is any; outputs (N,) have none and give the plain kernel. `()` is the full kernel.
+      symmetric to the last bit: Θ[j, i, d, s̄, s] is a copy of Θ[i, j, d, s, s̄].
+    - `trace_axes`: output axes (N not counted; negative ones from the end) to average over. `-1`, the default, is the
+      last one, if there is any that is not named below. `()` is the full kernel.
+    - `diagonal_axes`: output axes on which both sides agree: Θ[i, j, d] is the kernel of output d.
+    - `sum_axes`: output axes that are summed before anything else: the kernel of the sum of the logits.
     - `lr`: multipliers of the parameters' terms, a pytree prefix of `params`: a number for all, or for each subtree.
       By default 1; for a Program its own, the numbers "W.lr".
-    - `method`: `"jacobian"`, `"ntvp"`, or `"auto"`: the cheaper one by the rule of `cost.prefers_jacobian`. With F the
-      multiply-adds of a forward pass for each parameter (1 in a dense net, more where weights are shared), K the kept
-      outputs of an example and b the examples of a block, Jacobians are contracted if F·(b - 30) > K·b.
-    - `batch_size`: the most examples of a block. Memory is that of their derivatives, batch_size · outputs · P numbers
-      a side (`"ntvp"`: batch_size · P); by default as many as fit into `MEMORY` (`jax.vmap` over calls multiplies it).
+    - `method`: `"structured"`: backpropagation is cut at each weight's pre-activation y, and the kernel contracted from
+      ∂f/∂y and the layer's input, without ∂f/∂W; what has no such product goes by its derivative. `"jacobian"`: all
+      derivatives, contracted. `"ntvp"`: NTK-vector products, one a column. `"auto"` is the cheapest by `cost`.
+    - `batch_size`: the most examples of a block; by default as many as keep derivatives within `plan.MEMORY` a side
+      (`jax.vmap` over calls multiplies it).
+    - `explain`: compute nothing, and return the `Plan`: method, each parameter's road, blocks and memory.
 
-    **Returns:** (N1, N2, *S, *S), S the output axes that are not traced.
+    **Returns:** (N1, N2, *D, *S, *S), D the diagonal output axes, S those that are not named; or a `Plan`.
 
     **Raises:** `TypeError` and `ValueError`, naming the argument and what to pass.
 
@@ -99,171 +126,142 @@ def ntk(
      [3. 2.]]
     >>> empirical.ntk(f, params, jnp.ones((4, 2)), jnp.ones((5, 2)), trace_axes=()).shape
     (4, 5, 3, 3)
+    >>> empirical.ntk(f, params, jnp.ones((4, 2)), method="structured", explain=True).roads
+    {"['b']": 'direct', "['w']": 'gram'}
 
     ```
     """
+    options: dict[str, Any] = {"diagonal_axes": diagonal_axes, "sum_axes": sum_axes, "batch_size": batch_size}
     if isinstance(f, Program):
-        return _ntk_of_program(f, params, x1, x2, trace_axes=trace_axes, lr=lr, method=method, batch_size=batch_size)
-    f = function_of(f)
-    if method not in get_args(Method):
-        raise ValueError(f"method={method!r} is not known: pass 'auto', 'jacobian' or 'ntvp'.")
-    x1, x2 = batches(x1, x2)
-    theta, merge = partition(params)
-    multipliers = multipliers_of(lr, params)
-    shape = output_shape(lambda x: f(params, x), x1)
-    kept, traced = split_axes(shape, trace_axes)
-    sizes = math.prod(shape[a] for a in kept), math.prod(shape[a] for a in traced)
-
-    def outputs(theta: list[Array], x: PyTree) -> Array:
-        y = f(merge(theta), jax.tree.map(lambda leaf: leaf[None], x))[0]
-        return y.transpose(*kept, *traced).reshape(sizes)
-
-    bytes_of_parameters = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in theta)
-    # what the two methods hold of one example: all its derivatives, or one direction of the parameters
-    held = {"jacobian": bytes_of_parameters * math.prod(sizes), "ntvp": bytes_of_parameters}
-    limits = {name: batch_limit(batch_size, max(1, MEMORY // held[name])) for name in held}
-    if method == "auto":
-        block = min(limits["jacobian"], length(x1), length(x1 if x2 is None else x2))
-        uses = multiply_adds(outputs, theta, jax.tree.map(lambda leaf: leaf[0], x1)) / sum(leaf.size for leaf in theta)
-        method = "jacobian" if prefers_jacobian(block, uses, sizes[0]) else "ntvp"
-    way = by_jacobian if method == "jacobian" else by_ntvp
-
-    def kernel(theta: list[Array], x1: PyTree, x2: PyTree | None) -> Array:
-        prepare, contract = way(outputs, theta, multipliers, sizes)
-        return blocked(prepare, contract, x1, x2, limits[method])
-
-    with jax.default_matmul_precision("highest"):
-        flat = jax.jit(kernel)(theta, x1, x2)
-    sites = tuple(shape[a] for a in kept)
-    return flat.reshape(*flat.shape[:2], *sites, *sites)
+        options |= {"trace_axes": trace_axes, "method": method, "explain": explain}
+        return _of_program(ntk, f, params, x1, x2, lr=lr, **options)
+    _check_method(method, get_args(Method))
+    task = _task(f, params, x1, x2, lr, trace_axes=trace_axes, **options)
+    if explain:
+        return explained(task.problem, method, get_args(Method)[1:])
+    return task.shaped(task.computed(method, get_args(Method)[1:], lambda terms: sum(terms[1:], terms[0])))
 
 
-def nngp(
-    f: Callable[[Any, Any], Array] | Program,
-    draw: Callable[[Array], PyTree] | PyTree,
+def ntk_by_parameter(
+    f: Function | Program,
+    params: PyTree,
     x1: PyTree,
     x2: PyTree | None = None,
     *,
-    seeds: int | Sequence[int] = 32,
+    trace_axes: OutputAxes = -1,
+    diagonal_axes: OutputAxes = (),
+    sum_axes: OutputAxes = (),
+    lr: PyTree | None = None,
+    method: Literal["auto", "structured", "jacobian"] = "auto",
     batch_size: int | None = None,
-) -> Float[Array, "N1 N2 *S1_S2"]:
-    r"""The second moment of a random function's outputs, averaged over draws of its parameters.
+) -> PyTree[Float[Array, "N1 N2 *D_S1_S2"]]:
+    r"""The terms of `ntk`, one for each parameter; they sum to it.
 
-    K[i, j, s, s̄] = (1/(T·S)) Σ_draws Σ_t f(x1_i)[s, t] · f(x2_j)[s̄, t],   t over the last output axis, if there is one
+    Θ_p[i, j, d, s, s̄] = (1/T) Σ_t lr_p · ⟨∂f(x1_i)[s, d, t]/∂θ_p, ∂f(x2_j)[s̄, d, t]/∂θ_p⟩
 
-    which tends to the NNGP kernel as both width and number of draws grow; its error falls like 1/√(T·S) at any width.
-    As in `ntk`, `f` is taken one example at a time.
+    **Arguments:** as in `ntk`; NTK-vector products know the sum only, so `method` is `"auto"`, `"structured"` or
+    `"jacobian"`.
 
-    For a Program, `nngp(program, params, x1, x2)` takes one set of parameters and averages nothing: it is the
-    second moment of the output given everything but the readout, Σ var·⟨h, h̄⟩/n over its weights plus the variance of
-    its bias plus mean times mean (a constant that is added, a bias's mean), which tends to `tensorprog.nngp` with the
-    width; for a wide vector it is ⟨h, h̄⟩/n.
-
-    **Arguments:**
-
-    - `f`: any JAX function, f(params, x) -> outputs of shape (N, *O); or a Program.
-    - `draw`: draw(key) -> params, a traceable function of a JAX PRNG key: `model.init`, say. For a Program: params.
-    - `x1`, `x2`: pytrees of arrays with leading axis N1 and N2; without `x2` the kernel is that of `x1`, symmetric to
-      the last bit.
-    - `seeds`: how many draws (seeds 0, 1, ...), or the seeds themselves.
-    - `batch_size`: the most examples whose outputs are computed at a time.
-
-    **Returns:** (N1, N2, *S, *S), S the output axes but the last.
+    **Returns:** `params` with the kernel (N1, N2, *D, *S, *S) in place of each parameter, and None in place of leaves
+    that are none; for a Program a dict by name.
 
     **Raises:** `TypeError` and `ValueError`, naming the argument and what to pass.
+
+    ```pycon
+    >>> f = lambda params, x: x @ params["w"] + params["b"]
+    >>> params = {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)}
+    >>> print(ntk_by_parameter(f, params, jnp.array([[1.0, 2.0]])))
+    {'b': Array([[1.]], dtype=float...), 'w': Array([[5.]], dtype=float...)}
+
+    ```
     """
+    options: dict[str, Any] = {"diagonal_axes": diagonal_axes, "sum_axes": sum_axes, "batch_size": batch_size}
     if isinstance(f, Program):
-        return _nngp_of_program(f, draw, x1, x2, batch_size=batch_size)
-    f = function_of(f)
-    if not callable(draw):
-        raise TypeError(
-            f"draw must be a function draw(key) -> params, got {described(draw)}. For a plain function the kernel is"
-            " an average over draws of the parameters, so one set of parameters is not enough."
-        )
-    x1, x2 = batches(x1, x2)
-    limit = batch_limit(batch_size, FORWARD_BATCH)
-    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds_of(seeds)))
-    shape = output_shape(lambda x: f(draw(jax.random.key(0)), x), x1)
-    kept, traced = split_axes(shape, -1)
-    sizes = math.prod(shape[a] for a in kept), math.prod(shape[a] for a in traced)
-
-    def gram(key: Array, x1: PyTree, x2: PyTree | None) -> Array:
-        params = draw(key)
-
-        def outputs(x: PyTree) -> Array:
-            return f(params, jax.tree.map(lambda leaf: leaf[None], x))[0].reshape(sizes)
-
-        left = jax.lax.map(outputs, x1, batch_size=limit)
-        right = left if x2 is None else jax.lax.map(outputs, x2, batch_size=limit)
-        return einsum("akt,blt->abkl", left, right) / sizes[1]
-
-    def average(x1: PyTree, x2: PyTree | None) -> Array:
-        start = jnp.zeros_like(jax.eval_shape(gram, keys[0], x1, x2))
-        total, _ = jax.lax.scan(lambda total, key: (total + gram(key, x1, x2), None), start, keys)
-        return total / len(keys) if x2 is not None else mirror(total / len(keys))
-
-    with jax.default_matmul_precision("highest"):
-        flat = jax.jit(average)(x1, x2)
-    sites = tuple(shape[a] for a in kept)
-    return flat.reshape(*flat.shape[:2], *sites, *sites)
+        return _of_program(ntk_by_parameter, f, params, x1, x2, trace_axes=trace_axes, lr=lr, method=method, **options)
+    candidates = ("structured", "jacobian")
+    _check_method(method, ("auto", *candidates))
+    task = _task(f, params, x1, x2, lr, trace_axes=trace_axes, **options)
+    stacked = task.computed(method, candidates, lambda terms: jnp.concatenate(terms, axis=2))
+    return task.merge([task.shaped(term) for term in jnp.split(stacked, len(task.problem.theta), axis=2)], True)
 
 
-def _ntk_of_program(
-    program: Program,
+@dataclass(frozen=True)
+class _Task:
+    """A problem with its data, and what its results look like."""
+
+    problem: Problem
+    x1: PyTree
+    x2: PyTree | None
+    axes: Axes
+    shape: tuple[int, ...]
+    merge: Callable[..., PyTree]
+
+    def computed(self, method: str, candidates: Sequence[str], combined: Callable[[list[Array]], Array]) -> Array:
+        """The combined terms (N1, N2, E, K, K) of all blocks, by the method."""
+        _, choice, _ = chosen(self.problem, method, candidates)
+
+        def kernel(theta: list[Array], x1: PyTree, x2: PyTree | None) -> Array:
+            prepare, contract = choice.way(theta)
+            return blocked(prepare, lambda left, right: combined(contract(left, right)), x1, x2, choice.limit)
+
+        with jax.default_matmul_precision("highest"):
+            return jax.jit(kernel)(self.problem.theta, self.x1, self.x2)
+
+    def shaped(self, flat: Float[Array, "N1 N2 E K K"]) -> Float[Array, "N1 N2 *D_S1_S2"]:
+        kept, diagonal = (tuple(self.shape[a] for a in axes) for axes in (self.axes.kept, self.axes.diagonal))
+        return flat.reshape(*flat.shape[:2], *diagonal, *kept, *kept)
+
+
+def _task(
+    f: Any,
     params: PyTree,
-    x1: Any,
-    x2: Any,
-    *,
-    trace_axes: int | Sequence[int],
+    x1: PyTree,
+    x2: PyTree | None,
     lr: PyTree | None,
-    **options: Any,
+    *,
+    batch_size: int | None,
+    **axes: OutputAxes,
+) -> _Task:
+    f = function_of(f)
+    x1, x2 = batches(x1, x2)
+    theta, merge = partition(params)
+    shape = output_shape(lambda x: f(params, x), x1)
+    named = output_axes(shape, **axes)
+
+    def outputs(theta: list[Array], x: PyTree) -> Array:
+        return named.laid_out(f(merge(theta), jax.tree.map(lambda leaf: leaf[None], x))[0])
+
+    problem = Problem(
+        outputs,
+        theta,
+        paths_of(params),
+        multipliers_of(lr, params),
+        named.sizes(shape),
+        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x1),
+        length(x1),
+        None if x2 is None else length(x2),
+        None if batch_size is None else batch_limit(batch_size, 0),
+    )
+    return _Task(problem, x1, x2, named, shape, merge)
+
+
+def _check_method(method: Any, known: Sequence[str]) -> None:
+    if method not in known:
+        texts = [repr(name) for name in known]
+        raise ValueError(f"method={method!r} is not known: pass {', '.join(texts[:-1])} or {texts[-1]}.")
+
+
+def _of_program(
+    compute: Any, program: Program, params: PyTree, x1: Any, x2: Any, *, lr: PyTree | None, **options: Any
 ) -> Any:
-    x1, x2 = _data(program, x1, x2)
+    x1, x2 = data_of(program, x1, x2)
     if lr is None and isinstance(params, Mapping):
         params = dict(params)
         lr = learning_rates(program, params)
 
-    def kernel(f: Callable[[Any, Any], Array], type_: VectorType | None) -> Array:
-        axes = trace_axes if has_copies(type_) or trace_axes != -1 else ()
-        return ntk(f, params, x1, x2, trace_axes=axes, lr=lr, **options)
+    def kernel(f: Function, type_: VectorType | None) -> Any:
+        axes = options["trace_axes"]
+        axes = axes if has_copies(type_) or axes != -1 else ()
+        return compute(f, params, x1, x2, lr=lr, **{**options, "trace_axes": axes})
 
-    return _each_output(program, kernel)
-
-
-def _nngp_of_program(program: Program, params: PyTree, x1: Any, x2: Any, *, batch_size: int | None) -> Any:
-    x1, x2 = _data(program, x1, x2)
-    variances = readout_variances(program)
-
-    def kernel(f: Callable[[Any, Any], Array], type_: VectorType | None) -> Array:
-        if type_ is None:
-            raise bad_argument("program", "its output is a scalar, which has no readout", "take tp.apply for its value")
-        if type_.space == "wide":
-            return nngp(f, lambda key: params, x1, x2, seeds=1, batch_size=batch_size)
-        # The output is its mean m plus what is linear in the readout's θ: its second moment given the rest is
-        # Σ Var θ · ∂f/∂θ · ∂f̄/∂θ + m · m̄, the NTK of f + t·m in θ and one number t more, with multipliers Var θ and 1.
-        readouts = {name: params[name] for name in variances}
-        t = jnp.zeros((), jnp.result_type(*readouts.values(), *x1))
-
-        def affine(readouts_and_t: tuple[PyTree, Array], x: Any) -> Array:
-            readouts, t = readouts_and_t
-            y = f({**params, **readouts}, x)
-            return y + t.astype(y.dtype) * f({**params, **jax.tree.map(jnp.zeros_like, readouts)}, x)
-
-        axes = -1 if has_copies(type_) else ()
-        return ntk(affine, (readouts, t), x1, x2, trace_axes=axes, lr=(variances, 1.0), batch_size=batch_size)
-
-    return _each_output(program, kernel)
-
-
-def _each_output(program: Program, kernel: Callable[[Callable[[Any, Any], Array], VectorType | None], Array]) -> Any:
-    kernels = tuple(kernel(f, type_) for f, type_ in outputs_of(program))
-    if not program.structure.inputs:
-        kernels = tuple(k[0, 0] for k in kernels)
-    return kernels[0] if program.structure.single else kernels
-
-
-def _data(program: Program, x1: Any, x2: Any) -> tuple[Any, Any]:
-    """Both batches; for a program without inputs one example, of which nothing is read."""
-    first = batch(program.structure, x1, "x1")
-    second = None if x2 is None else batch(program.structure, x2, "x2")
-    return first if program.structure.inputs else (jnp.zeros(1, bool),), second
+    return each_output(program, kernel)

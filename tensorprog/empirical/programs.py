@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from tensorprog.batch import batch
 from tensorprog.interpret.finite import apply
 from tensorprog.ir import Parameter, VectorType, is_readout
 from tensorprog.program import Program, is_concrete
@@ -56,3 +58,19 @@ def _variance(program: Program, parameter: Parameter) -> Array:
     if parameter.scale is None:  # scale = √var, so standard normals, or nothing at all
         return jnp.where(var > 0, 1.0, 0.0)
     return var / jnp.asarray(program.leaves[parameter.scale.index]) ** 2
+
+
+def each_output(program: Program, kernel: Callable[[Function, VectorType | None], Any]) -> Any:
+    """The kernel of each output, a tuple if there are several; without axes N1, N2 if there are no inputs."""
+    kernels = tuple(kernel(f, type_) for f, type_ in outputs_of(program))
+    if not program.structure.inputs:
+        alone = lambda leaf: leaf[0, 0] if isinstance(leaf, jax.Array) else leaf
+        kernels = tuple(jax.tree.map(alone, k) for k in kernels)
+    return kernels[0] if program.structure.single else kernels
+
+
+def data_of(program: Program, x1: Any, x2: Any) -> tuple[Any, Any]:
+    """Both batches; for a program without inputs one example, of which nothing is read."""
+    first = batch(program.structure, x1, "x1")
+    second = None if x2 is None else batch(program.structure, x2, "x2")
+    return first if program.structure.inputs else (jnp.zeros(1, bool),), second
