@@ -123,6 +123,7 @@ def _solve(
         max_steps=max_steps,
         throw=False,
     )
+    assert found.ys is not None, "SaveAt(ts=...) saves"
     values = found.ys[jnp.argsort(order)]
     failed = found.result != diffrax.RESULTS.successful
     if is_concrete(values):

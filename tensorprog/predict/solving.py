@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.linalg import lapack
+from scipy.linalg import get_lapack_funcs
 
 from tensorprog.errors import ProgramError, bad_argument
 from tensorprog.program import is_concrete
@@ -95,7 +95,7 @@ def _cholesky(kernel: Array, ridge: Array) -> tuple[Array, Array]:
 
 def _condition(lower: np.ndarray) -> float:
     """κ₁ of L Lᵀ from its factor, by LAPACK's estimator (a lower bound, rarely off by more than 3)."""
-    estimate = lapack.spocon if lower.dtype == np.float32 else lapack.dpocon
+    (estimate,) = get_lapack_funcs(("pocon",), (lower,))
     norm = np.abs(lower @ lower.T).sum(0).max()
     reciprocal, _ = estimate(lower, norm, "L")
     return float(1 / reciprocal) if reciprocal else float("inf")
@@ -199,6 +199,6 @@ def _once(kernel: Array) -> Array:
 def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
     # The rule above holds eigenvectors constant, so a derivative of it would be wrong.
     raise ProgramError(
-        "ktt: second derivatives of training curves in the kernel are not there; take first ones, or tp.predict.posterior "
-        "and tp.predict.log_marginal_likelihood, which have them"
+        "ktt: second derivatives of training curves in the kernel are not there; take first ones, or "
+        "tp.predict.posterior and tp.predict.log_marginal_likelihood, which have them"
     )
