@@ -23,7 +23,7 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class Problem:
-    """A kernel of training inputs (M, M) and targets (M, c); `sites` S, and the shape `tail` of an example's targets."""
+    """A kernel of training inputs (M, M) and targets (M, c); `sites` S, and the shape `tail` of one's targets."""
 
     kernel: Array
     targets: Array

@@ -130,8 +130,8 @@ class NTKRegressor(KernelRegressor):
     Kernels are computed in double precision, once for each program and data: a search over `ridge`, `time` or
     `learning_rate` computes each only once in a process. Features should be standardised, in a Pipeline.
 
-    **Attributes:** `program_`, `dual_coef_` (N, k), `X_fit_`, `n_features_in_`; `leave_one_out_`, each training target as
-    predicted from the others (exactly at t = ∞).
+    **Attributes:** `program_`, `dual_coef_` (N, k), `X_fit_`, `n_features_in_`; `leave_one_out_`, each training target
+    as predicted from the others (exactly at t = ∞).
 
     **Raises:** ValueError for parameters and data that cannot be, as other estimators.
 
