@@ -30,6 +30,14 @@ def test_python_in_documents_runs(path: str, capsys: pytest.CaptureFixture[str])
     assert "C(s{i}) = V_tanh C(g{i})" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_the_page_of_predictions_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    space: dict[str, object] = {}
+    for block in blocks(ROOT / "docs" / "predict.md", "python"):
+        exec(compile(block, "docs/predict.md", "exec"), space)
+    assert "LOO RMSE" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("name", "shape"), [("mlp", (10,)), ("resnet_mlp", (10,)), ("rnn", (8, 16)), ("rnn_mean", (8, 16))]
 )
