@@ -10,6 +10,7 @@ import digits
 import numpy as np
 import pytest
 import rates
+import regression
 import report
 import sequences
 
@@ -145,3 +146,14 @@ def test_what_is_not_sampled_is_timed_twice() -> None:
 def test_a_case_that_fails_says_why() -> None:
     with pytest.raises(RuntimeError, match="no architecture of the zoo"):
         sequences.in_fresh_process(sequences.Case("mpl", "ntk", 2, (3,)))
+
+
+@pytest.mark.slow
+def test_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "regression.md"
+    arguments = ["--nets", "mlp", "--count", "120", "--repeats", "1", "--out", str(page)]
+    assert regression.main(arguments) == 0
+    rows = body(page)
+    assert [row[0] for row in rows] == ["NTK regression, mlp", "SVM, RBF kernel", "k-NN"]
+    assert all(70 < float(row[1].removesuffix(" %")) <= 100 for row in rows)
+    assert "depth=" in rows[0][2] and "NTK regression, mlp" in capsys.readouterr().out

@@ -27,6 +27,9 @@ from tensorprog.sklearn import NNGPRegressor, NTKClassifier, NTKRegressor, kerne
 from tensorprog.sklearn import programs as programs_of
 from tensorprog.sklearn.ranking import left_out, profiled_evidence
 
+# scikit-learn's stubs take callables and "raise" for mistakes.
+GPR: Any = GaussianProcessRegressor
+Search: Any = GridSearchCV
 SHALLOW = {"depth": 1}
 ESTIMATORS: tuple[Any, ...] = (NTKRegressor, NNGPRegressor, NTKClassifier)
 
@@ -137,18 +140,18 @@ def test_sampled_kernels_are_drawn_together() -> None:
 
 def test_kernels_for_scikit_learns_machines() -> None:
     x, y = digits(60)
-    k = kernel("mlp", keywords=SHALLOW)
+    k: Any = kernel("mlp", keywords=SHALLOW)
     program = tp.nets.net("mlp").program(tp.Input(64), depth=1)
     np.testing.assert_allclose(k(x[:5], x[5:9]), tp.ntk(program, x[:5], x[5:9]), rtol=1e-10)
     np.testing.assert_allclose(k.diag(x[:5]), np.diag(k(x[:5])), rtol=1e-10)
     assert SVC(kernel=k, C=100).fit(x[:40], y[:40]).score(x[40:], y[40:]) > 0.6
     x, y = data()
     gp: Any = ConstantKernel(1.0) * kernel("mlp", "nngp", keywords=SHALLOW) + WhiteKernel(0.1)
-    fitted = GaussianProcessRegressor(gp, optimizer=None).fit(x, y)
+    fitted = GPR(gp, optimizer=None).fit(x, y)
     own = NNGPRegressor(keywords=SHALLOW, ridge=0.1).fit(x, y)
     np.testing.assert_allclose(fitted.predict(x), own.predict(x), rtol=1e-7)
     assert "NNGP(mlp)" in repr(fitted.kernel_)
-    tuned = GaussianProcessRegressor(gp, n_restarts_optimizer=0).fit(x, y)
+    tuned = GPR(gp, n_restarts_optimizer=0).fit(x, y)
     assert tuned.log_marginal_likelihood_value_ > fitted.log_marginal_likelihood_value_
 
 
@@ -169,13 +172,11 @@ def test_a_ridge_search_computes_each_kernel_once(monkeypatch: pytest.MonkeyPatc
     x, y = data()
     pipeline = make_pipeline(StandardScaler(), NTKRegressor(keywords=SHALLOW))
     grid = {"ntkregressor__ridge": [1e-3, 1e-2, 0.1], "ntkregressor__time": [1.0, math.inf]}
-    search = GridSearchCV(pipeline, grid, cv=3, error_score="raise").fit(x, y)
+    search = Search(pipeline, grid, cv=3, error_score="raise").fit(x, y)
     assert count == 3 * 2 + 1  # three folds, training and test; and the refit
     search.predict(x)
     assert count == 8
-    inner = GridSearchCV(NTKRegressor(keywords=SHALLOW), {"keywords__depth": [1, 2]}, cv=2, error_score="raise").fit(
-        x, y
-    )
+    inner = Search(NTKRegressor(keywords=SHALLOW), {"keywords__depth": [1, 2]}, cv=2, error_score="raise").fit(x, y)
     assert inner.best_params_["keywords__depth"] in (1, 2) and count > 8
 
 
@@ -193,7 +194,8 @@ def test_copies_and_pickles(estimator: Any) -> None:
     program = tp.nets.net("mlp").program(tp.Input(3), depth=1)
     for source in ("mlp", program):
         model = estimator(source, ridge=0.2)
-        again = clone(model).set_params(ridge=0.2).fit(x, y)
+        copied: Any = clone(model)
+        again = copied.set_params(ridge=0.2).fit(x, y)
         other = pickle.loads(pickle.dumps(again))
         assert other.program_ == again.program_
         np.testing.assert_array_equal(other.predict(x), again.predict(x))
@@ -203,7 +205,7 @@ def test_copies_and_pickles(estimator: Any) -> None:
 def test_two_processes() -> None:
     x, y = data()
     grid = {"ridge": [1e-3, 0.1], "keywords__depth": [1, 2]}
-    search = lambda jobs: GridSearchCV(NTKRegressor(), grid, cv=2, n_jobs=jobs, error_score="raise").fit(x, y)
+    search = lambda jobs: Search(NTKRegressor(), grid, cv=2, n_jobs=jobs, error_score="raise").fit(x, y)
     one, two = search(1).cv_results_, search(2).cv_results_
     np.testing.assert_allclose(one["mean_test_score"], two["mean_test_score"], rtol=1e-8)
 

@@ -247,7 +247,7 @@ def _write(arguments: argparse.Namespace, task: Task, post: predict.Posterior, k
     }  # fmt: skip
     try:
         with open(arguments.out, "wb") as file:
-            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+            np.savez(file, **arrays)
     except OSError as error:
         raise bad_argument("--out", f"{arguments.out} can't be written ({error})", "give another path") from None
     print(f"arrays {', '.join(arrays)} written to {arguments.out}")

@@ -70,7 +70,8 @@ class KernelEstimator(BaseEstimator):
 
     def _checked(self, x: Any) -> np.ndarray:
         check_is_fitted(self)
-        return validate_data(self, x, reset=False, dtype=np.float64)
+        checked: Any = validate_data(self, x, reset=False, dtype=np.float64)
+        return checked
 
 
 class KernelRegressor(RegressorMixin, KernelEstimator):
@@ -80,7 +81,8 @@ class KernelRegressor(RegressorMixin, KernelEstimator):
 
     def fit(self, X: Any, y: Any) -> KernelRegressor:
         """Compute the training kernel and solve; X (N, features), y (N,) or (N, k)."""
-        x, targets = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
+        checked: Any = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
+        x, targets = checked
         targets = np.asarray(targets, np.float64)
         self._tail = targets.shape[1:]
         columns = targets.reshape(len(targets), -1)
@@ -233,7 +235,8 @@ class NTKClassifier(ClassifierMixin, KernelEstimator):
 
     def fit(self, X: Any, y: Any) -> NTKClassifier:
         """Compute the training kernel and solve; X (N, features), labels y (N,) of any kind."""
-        x, labels = validate_data(self, X, y, dtype=np.float64)
+        checked: Any = validate_data(self, X, y, dtype=np.float64)
+        x, labels = checked
         check_classification_targets(labels)
         self.classes_, places = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
@@ -277,4 +280,5 @@ def _temperature(outputs: np.ndarray, places: np.ndarray) -> float:
         return float((log_sum - scaled[np.arange(len(places)), places]).mean())
 
     low, high = map(math.log, TEMPERATURES)
-    return math.exp(float(minimize_scalar(loss, bounds=(low, high), method="bounded").x))
+    found: Any = minimize_scalar(loss, bounds=(low, high), method="bounded")
+    return math.exp(float(found.x))

@@ -148,7 +148,7 @@ def kernel_blocks(
     training and test examples are sampled together.
     """
     leaves = tuple((np.asarray(leaf).tobytes(), np.shape(leaf)) for leaf in program.leaves)
-    key = (program.structure, leaves, _digest(x), None if test is None else _digest(test), what)
+    key = (program.structure, leaves, digest(x), None if test is None else digest(test), what)
     return KERNELS.get(key, lambda: _kernels(program, x, test, what))
 
 
@@ -184,6 +184,7 @@ def is_sampled(program: Program) -> bool:
     return kernel_plan(program, 1).how.startswith("sampled")
 
 
-def _digest(x: np.ndarray) -> bytes:
+def digest(x: np.ndarray) -> bytes:
+    """What tells arrays apart by content and shape."""
     x = np.ascontiguousarray(x, np.float64)
     return hashlib.blake2b(x.tobytes(), person=str(x.shape).encode()[:16]).digest()

@@ -97,7 +97,7 @@ def rank(
 
     **Raises:** ValueError as the estimators.
     """
-    x, targets = check_X_y(X, y, dtype=np.float64)
+    x, targets = check_X_y(X, y, dtype="float64")
     classify = type_of_target(targets) in ("binary", "multiclass") if classify is None else classify
     if programs is None:
         programs = ("mlp", "resnet_mlp", "layernorm_mlp")

@@ -13,6 +13,7 @@ import numpy as np
 
 from tensorprog.predict.solving import spectrum, warn_condition
 from tensorprog.predict.spectra import flow_decay, flow_gain
+from tensorprog.sklearn.programs import KERNELS, digest
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,23 @@ class Smoother:
 
 
 def smoother(kernel: np.ndarray, ridge: float, time: float, lr: float) -> Smoother:
-    """The map for a training kernel, a ridge, and a time of gradient flow."""
+    """The map for a training kernel, a ridge, and a time of gradient flow; eigenvectors are kept as kernels are."""
     with jax.enable_x64(True):
-        found = spectrum(jax.numpy.asarray(kernel))
-        numbers = [jax.numpy.asarray(float(number)) for number in (time, lr, ridge)]
-        gain, decay = (psi(found.values, *numbers, found.cutoff) for psi in (flow_gain, flow_decay))
+        found = KERNELS.get(("spectrum", digest(kernel)), lambda: _spectrum(kernel))
+        values, cutoff, t, eta, pull = (
+            jax.numpy.asarray(number, float) for number in (found["values"], found["cutoff"], time, lr, ridge)
+        )
         if np.isinf(time):  # what rounding leaves of a direction is waited for
-            largest, least = float(found.values[-1]) + ridge, float(found.values[0]) + ridge
-            warn_condition("the training kernel", largest / least if least else np.inf, np.float64)
-        return Smoother(np.asarray(found.vectors), np.asarray(gain), np.asarray(decay))
+            largest, least = found["values"][-1] + ridge, found["values"][0] + ridge
+            warn_condition("the training kernel", float(largest / least) if least else np.inf, np.float64)
+        gain, decay = flow_gain(values, t, eta, pull, cutoff), flow_decay(values, t, eta, pull, cutoff)
+        return Smoother(found["vectors"], np.asarray(gain), np.asarray(decay))
+
+
+def _spectrum(kernel: np.ndarray) -> dict[str, np.ndarray]:
+    found = spectrum(jax.numpy.asarray(kernel), "the training kernel")
+    return {
+        "values": np.asarray(found.values),
+        "vectors": np.asarray(found.vectors),
+        "cutoff": np.asarray(found.cutoff),
+    }
