@@ -90,6 +90,7 @@ def test_leave_one_out_is_n_refits(blocks: dict[str, np.ndarray]) -> None:
         close(found.log_density[i], sum(multivariate_normal(m, var).logpdf(y) for m, y in zip(own.mean[0], b["y"][i])))
 
 
+@pytest.mark.slow
 def test_evidence_learns_a_programs_variances() -> None:
     """Targets are a draw of the program's own prior; optax climbs to a likelihood above that of the true variances."""
     program = tp.nets.net("mlp").program(tp.Input(3), depth=1, var_w=1.5, var_b=0.3)
@@ -201,6 +202,7 @@ def test_flow_of_the_squared_loss_is_the_closed_form(blocks: dict[str, np.ndarra
     close(test, wanted[1], 1e-5)
 
 
+@pytest.mark.slow
 def test_flow_of_the_cross_entropy_is_many_small_steps(blocks: dict[str, np.ndarray]) -> None:
     b, labels = blocks, np.array([0, 1, 1, 0, 1, 0])
     loss = lambda f, y: optax.softmax_cross_entropy_with_integer_labels(f, y).sum()
