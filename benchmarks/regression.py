@@ -1,6 +1,6 @@
 """NTK and NNGP regression on handwritten digits beside an RBF support vector machine and nearest neighbours.
 
-    python benchmarks/regression.py [--count 1000] [--repeats 3] [--out docs/regression.md]
+    python benchmarks/regression.py [--count 600] [--repeats 3] [--out docs/regression.md]
 
 Half of the images to learn from, half held out. Every method is tuned by 5-fold cross-validation on the learning half:
 the ridge and depth of kernel regression, C and γ of the SVM, the number of neighbours and their weights.
@@ -44,7 +44,7 @@ def methods(names: Sequence[str]) -> dict[str, Method]:
     }
     found = {f"NTK regression, {name}": (nets[name][0], {"ridge": RIDGES, **nets[name][1]}) for name in names}
     c = [0.1, 1.0, 10.0, 100.0, 1000.0]
-    found["SVM, RBF kernel"] = (SVC(), {"C": c, "gamma": [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02]})
+    found["SVM, RBF kernel"] = (SVC(), {"C": c, "gamma": [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1]})
     neighbours = {"n_neighbors": [1, 2, 3, 5, 7, 9], "weights": ["uniform", "distance"]}
     found["k-NN"] = (KNeighborsClassifier(), neighbours)
     return found
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = ("mlp", "resnet_mlp", "layernorm_mlp", "rnn", "cnn_flatten")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="*", choices=names, default=names)
-    parser.add_argument("--count", type=int, default=1000, help="images, half of them held out")
+    parser.add_argument("--count", type=int, default=600, help="images, half of them held out")
     parser.add_argument("--repeats", type=int, default=3, help="draws of the images")
     parser.add_argument("--out", type=Path, help="write the table as Markdown")
     arguments = parser.parse_args(argv)
