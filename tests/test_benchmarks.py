@@ -151,7 +151,7 @@ def test_a_case_that_fails_says_why() -> None:
 @pytest.mark.slow
 def test_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "regression.md"
-    arguments = ["--nets", "mlp", "--count", "120", "--repeats", "1", "--out", str(page)]
+    arguments = ["--nets", "mlp", "--count", "300", "--repeats", "1", "--out", str(page)]
     assert regression.main(arguments) == 0
     rows = body(page)
     assert [row[0] for row in rows] == ["NTK regression, mlp", "SVM, RBF kernel", "k-NN"]
