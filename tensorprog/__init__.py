@@ -17,10 +17,11 @@
 
 The views: `print`, `check`, `recursion` say what the program is; `init`, `apply` are the finite network; `nngp`, `ntk`,
 `kernels`, `ntk_by_parameter`, `second_moment` its limit; `backprop` and `sgd_step` make programs of a program, `limit`
-is the limit of any average; `empirical` the finite-width kernels of any JAX function; `compare` finite against limit.
+is the limit of any average; `empirical` the finite-width kernels of any JAX function, `linearize` and `taylor_expand`
+the function near its parameters; `predict` what training does, and inference; `compare` finite against limit.
 """
 
-from tensorprog import empirical, functions, nets
+from tensorprog import empirical, functions, nets, predict
 from tensorprog.comparison import Comparison, compare
 from tensorprog.errors import ProgramError
 from tensorprog.interpret.check import Reason, Report, check
@@ -30,6 +31,7 @@ from tensorprog.ir import Data, Input
 from tensorprog.kernel import Bounds, Kernels, kernels, nngp, ntk, ntk_by_parameter, second_moment
 from tensorprog.limits import Limit, limit
 from tensorprog.program import Program
+from tensorprog.taylor import linearize, taylor_expand
 from tensorprog.tracing.builder import Width
 from tensorprog.tracing.declare import bias, weight
 from tensorprog.tracing.run import inner, moment, named, scalar, trace
@@ -67,6 +69,7 @@ __all__ = [
     "inner",
     "kernels",
     "limit",
+    "linearize",
     "mean",
     "mix",
     "moment",
@@ -79,6 +82,7 @@ __all__ = [
     "pad",
     "patches",
     "pool",
+    "predict",
     "recursion",
     "reshape",
     "scalar",
@@ -86,6 +90,7 @@ __all__ = [
     "sgd_step",
     "stack",
     "sum",
+    "taylor_expand",
     "trace",
     "weight",
 ]

@@ -20,6 +20,11 @@ def digits(count: int = 20) -> np.ndarray:
 
     **Raises:** `ProgramError` when scikit-learn is not installed, and for a count below 1 or above 1797.
     """
+    return labelled_digits(count)[0]
+
+
+def labelled_digits(count: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """The same digits, and which they are, (count,)."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -31,7 +36,7 @@ def digits(count: int = 20) -> np.ndarray:
     by_class = [np.flatnonzero(targets == label) for label in range(10)]
     turns = [int(rows[k]) for k in range(max(map(len, by_class))) for rows in by_class if k < len(rows)]
     chosen = sorted(turns[:count], key=lambda row: (targets[row], row))
-    return images[chosen].reshape(count, 8, 8)
+    return images[chosen].reshape(count, 8, 8), targets[chosen]
 
 
 def load(source: str, count: int | None = None) -> np.ndarray:

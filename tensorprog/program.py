@@ -146,6 +146,9 @@ class Program:
         # No checks here: JAX unflattens with placeholders.
         return cls(structure, tuple(leaves))
 
+    def __deepcopy__(self, memo: object) -> Program:
+        return self  # immutable; a copy of the functions in it would be other functions
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Program) or self.structure != other.structure:
             return False

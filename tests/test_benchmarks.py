@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rates
+import regression
 import report
 import sequences
 
@@ -160,3 +161,14 @@ def test_times_of_empirical_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     empirical_times.main(["--repeats", "1", "--out", str(page)])  # what it returns goes by microseconds here
     assert [row[0] for row in body(page)] == ["MLP, trace", "MLP, full"]
     assert all(float(row[-1]) < 1e-5 for row in body(page))
+
+
+@pytest.mark.slow
+def test_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "regression.md"
+    arguments = ["--nets", "mlp", "--count", "300", "--repeats", "1", "--out", str(page)]
+    assert regression.main(arguments) == 0
+    rows = body(page)
+    assert [row[0] for row in rows] == ["NTK regression, mlp", "SVM, RBF kernel", "k-NN"]
+    assert all(70 < float(row[1].removesuffix(" %")) <= 100 for row in rows)
+    assert "depth=" in rows[0][2] and "NTK regression, mlp" in capsys.readouterr().out

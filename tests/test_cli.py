@@ -52,6 +52,47 @@ def test_kernel_of_digits_and_of_files(capsys: pytest.CaptureFixture[str], tmp_p
     assert len(printed) == 1
 
 
+def test_predictions_of_digits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out_file = tmp_path / "p.npz"
+    given = ["predict", "mlp", "--set", "depth=1", "--inputs", "60"]
+    code, out, err = run(capsys, *given, "--out", str(out_file))
+    assert code == 0 and err == "" and "NTK, t = ∞, ridge 0.001" in out and "10 classes" in out
+    assert "accuracy" in out and "leave-one-out" in out and "condition number" in out
+    with np.load(out_file) as arrays:
+        assert arrays["mean"].shape == (30, 10) and arrays["std"].shape == (30,) and arrays["kernel"].shape == (30, 30)
+        right = np.mean(arrays["mean"].argmax(1) == arrays["targets"])
+        assert sorted([*arrays["train"], *arrays["test"]]) == list(range(60))
+    assert right > 0.7 and f"held out {100 * right:.1f} ±" in out
+    code, out, _ = run(capsys, *given, "--kernel", "nngp", "--time", "3", "--lr", "0.1", "--test", "0.2")
+    assert code == 0 and "NNGP, t = 3" in out and "48 examples to learn from, 12 held out" in out
+
+
+def test_predictions_of_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 3))
+    y = np.sin(x[:, 0]) + 5
+    np.savetxt(tmp_path / "xy.csv", np.column_stack([x, y]), delimiter=",")
+    np.savez(tmp_path / "xy.npz", x=x, y=y, double=np.column_stack([y, 2 * y]))
+    given = ["predict", "mlp", "--set", "depth=1", "--ridge", "0.01", "--data"]
+    code, out, _ = run(capsys, *given, str(tmp_path / "xy.csv"), "--standardise")
+    assert code == 0 and "RMSE" in out and "the training mean" in out
+    held_out, mean = (float(part.split()[0].rstrip(";")) for part in (out.split("held out ")[1], out.split("mean ")[1]))
+    assert held_out < 0.7 * mean < 1
+    npz = str(tmp_path / "xy.npz")
+    code, again, _ = run(capsys, *given, f"{npz}:x", "--targets", f"{npz}:y", "--standardise")
+    assert code == 0 and again.splitlines()[1:4] == out.splitlines()[1:4]
+    code, out, _ = run(capsys, *given, f"{npz}:x", "--targets", f"{npz}:double")
+    assert code == 0 and "targets (40, 2)" in out
+    code, out, err = run(capsys, *given[:4], "--ridge", "0", "--data", _twice(tmp_path, x, y))
+    assert code == 0 and "warning: ktt is ill-conditioned: condition number" in err
+
+
+def _twice(tmp_path: Path, x: np.ndarray, y: np.ndarray) -> str:
+    """A file in which every example stands twice."""
+    np.savetxt(tmp_path / "twice.csv", np.repeat(np.column_stack([x, y]), 2, 0), delimiter=",")
+    return str(tmp_path / "twice.csv")
+
+
 def test_a_file_of_the_users(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
@@ -121,6 +162,9 @@ def bad(tmp_path: Path) -> list[tuple[list[str], str]]:
     np.save(tmp_path / "good.npy", np.ones((2, 6)))
     np.savez(tmp_path / "two.npz", a=np.ones(2), b=np.ones(2))
     np.save(tmp_path / "text.npy", np.array([["a"]]))
+    np.save(tmp_path / "three.npy", np.arange(3.0))
+    np.save(tmp_path / "pair.npy", np.arange(2.0))
+    learn = ["predict", "mlp", "--data", str(tmp_path / "good.npy"), "--targets"]
     data = lambda name: ["kernel", "mlp", "--data", str(tmp_path / name)]
     case = lambda name: f"{CASES / name}.py:net"
     return [
@@ -169,6 +213,26 @@ def bad(tmp_path: Path) -> list[tuple[list[str], str]]:
         (["compare", "--set", "depth=3"], "--set"),
         (["compare", "--data", "digits"], "--data"),
         (["kernel", "mlp", "--widths", "3"], "--widths"),
+        (["predict"], "PROGRAM"),
+        (["predict", "mpl"], "mlp_tied"),
+        (["predict", "unet"], "more than one number an example"),
+        (["predict", "siamese"], "--data: 1 arrays for 2 inputs"),
+        (["predict", "batchnorm_mlp"], "more than one number an example"),
+        (["predict", "mlp", "--ridge", "-1"], "--ridge"),
+        (["predict", "mlp", "--ridge", "inf"], "--ridge: it is infinite"),
+        (["predict", "mlp", "--time", "-1"], "'-1' is no number of at least 0"),
+        (["predict", "mlp", "--test", "1"], "'1' is not between 0 and 1"),
+        (["predict", "mlp", "--test", "0.001"], "--test: 0.001 of 200 examples"),
+        (["predict", "mlp", "--inputs", "1"], "--test"),
+        (["predict", "mlp", "--inputs", "10"], "as many classes as examples"),
+        (["predict", "mlp", "--targets", str(tmp_path / "pair.npy")], "--targets: digits have their own"),
+        (["predict", "mlp", "--data", str(tmp_path / "good.npy")], "--targets: they are not known"),
+        (["predict", "mlp", "--out", str(tmp_path / "p.txt")], ".npz"),
+        ([*learn, str(tmp_path / "three.npy")], "--targets: 3 targets for 2 examples"),
+        ([*learn, str(tmp_path / "missing.npy")], "no file"),
+        ([*learn, str(tmp_path / "nan.csv")], "NaN"),
+        ([*learn, str(tmp_path / "pair.npy"), "--classify"], "as many classes as examples"),
+        ([*learn, str(tmp_path / "good.npy"), "--classify"], "--classify: targets have 6 columns"),
         (["sow", "mlp"], "'sow'"),
         (["kernel"], "PROGRAM"),
     ]
@@ -185,7 +249,7 @@ def test_mistakes_get_one_line_and_status_1(capsys: pytest.CaptureFixture[str], 
 def test_usage_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--help")
     assert code == 0 and "tensorprog compare" in out and "examples" in out
-    for command in ("show", "check", "recursion", "kernel", "compare"):
+    for command in ("show", "check", "recursion", "kernel", "compare", "predict"):
         code, text, _ = run(capsys, command, "--help")
         assert code == 0 and "file.py:function" in text and command in out
 

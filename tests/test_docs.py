@@ -41,6 +41,14 @@ def test_models_of_other_libraries(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == blocks(ROOT / "docs" / "models.md", "text")[0]
 
 
+@pytest.mark.slow
+def test_the_page_of_predictions_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    space: dict[str, object] = {}
+    for block in blocks(ROOT / "docs" / "predict.md", "python"):
+        exec(compile(block, "docs/predict.md", "exec"), space)
+    assert "LOO RMSE" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("name", "shape"), [("mlp", (10,)), ("resnet_mlp", (10,)), ("rnn", (8, 16)), ("rnn_mean", (8, 16))]
 )

@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("tiles", "decomposition", "sampling"),
     ("evaluation",),
     ("kernel", "empirical", "planning"),
-    ("predict",),
+    ("predict", "taylor"),
     ("plot",),
     ("comparison", "sklearn"),
     ("cli",),

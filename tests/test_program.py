@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import functools
+import pickle
+from copy import deepcopy
 
 import jax
 import jax.numpy as jnp
@@ -167,3 +169,11 @@ def test_programs_do_not_change():
     program = tp.trace(net, tp.Input(3))
     with pytest.raises(AttributeError):
         program.leaves = ()
+
+
+@pytest.mark.parametrize("name", ["mlp", "rnn", "transformer"])
+def test_copies_and_pickles_are_equal(name):
+    """Functions that a module has under their name come back as themselves, so nothing compiles anew."""
+    program = tp.nets.ZOO[name]
+    for copy in (pickle.loads(pickle.dumps(program)), deepcopy(program)):
+        assert copy == program and hash(copy.structure) == hash(program.structure)

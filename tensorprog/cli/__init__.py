@@ -1,4 +1,4 @@
-"""The command line: `tensorprog show|check|recursion|kernel|compare`."""
+"""The command line: `tensorprog show|check|recursion|kernel|compare|predict`."""
 
 from tensorprog.cli.main import main
 

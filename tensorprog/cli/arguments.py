@@ -46,7 +46,7 @@ def add_program(parser: argparse.ArgumentParser, *, optional: bool = False) -> N
     )  # fmt: skip
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
+def add_data(parser: argparse.ArgumentParser, *, digits: int = 20) -> None:
     """--data and --inputs."""
     parser.add_argument(
         "--data", metavar="DATA", action="append", default=[],
@@ -55,7 +55,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "program has several inputs",
     )  # fmt: skip
     parser.add_argument(
-        "--inputs", type=positive, metavar="N", help="take N examples (default: 20 digits, or the whole file)"
+        "--inputs", type=positive, metavar="N", help=f"take N examples (default: {digits} digits, or the whole file)"
     )
 
 
@@ -112,8 +112,13 @@ def program_of(arguments: argparse.Namespace) -> Program:
     return program_and_data(arguments, with_data=False)[0]
 
 
-def program_and_data(arguments: argparse.Namespace, *, with_data: bool = True) -> tuple[Program, Arrays]:
-    """The program that the arguments name, and an array for each input in the shape that it reads."""
+def program_and_data(
+    arguments: argparse.Namespace, *, with_data: bool = True, loaded: Arrays | None = None
+) -> tuple[Program, Arrays]:
+    """The program that the arguments name, and an array for each input in the shape that it reads.
+
+    The arrays are `loaded`, or what --data names.
+    """
     fn, inputs, keywords = _function(arguments.program)
     given = settings(arguments.settings, fn)
     _check_keywords(fn, given, arguments.program)
@@ -122,11 +127,13 @@ def program_and_data(arguments: argparse.Namespace, *, with_data: bool = True) -
     if with_data:
         count = max(1, len(inputs))
         names = arguments.data or ([DIGITS] if count == 1 else [])
-        if len(names) != count:
+        held = len(names) if loaded is None else len(loaded)
+        if held != count:
             raise bad_argument(
-                "--data", f"{len(names)} arrays for {count} inputs", "give --data for each input, in their order"
+                "--data", f"{held} arrays for {count} inputs", "give --data for each input, in their order"
             )
-        data = tuple(fitted(arguments, k, load(name, arguments.inputs)) for k, name in enumerate(names))
+        arrays = [load(name, arguments.inputs) for name in names] if loaded is None else loaded
+        data = tuple(fitted(arguments, k, array) for k, array in enumerate(arrays))
         if not arguments.input:
             kinds = [type(i) for i in inputs] or [Input]
             inputs = tuple(kind(*a.shape[1:]) for kind, a in zip(kinds, data, strict=True))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.cli.arguments import add_data, add_program, integers, positive, program_and_data, program_of
+from tensorprog.cli.prediction import DIGITS_COUNT, add_prediction, predict_command
 from tensorprog.comparison import Comparison, compare
 from tensorprog.data import digits
 from tensorprog.errors import ProgramError, bad_argument
@@ -35,6 +36,7 @@ EXAMPLES = """examples:
   tensorprog kernel rnn --data digits --out k.npz    the NNGP and NTK of 20 digits
   tensorprog check my_net.py:net --input 4           which limit theorem applies to a net of your own
   tensorprog compare mlp --widths 64,256 --seeds 4   one net, other widths
+  tensorprog predict rnn --kernel nngp --inputs 400  digits told apart by an infinitely wide RNN
 """
 WIDTHS = (64, 128, 256, 512, 1024, 2048)
 
@@ -237,6 +239,14 @@ def parser() -> argparse.ArgumentParser:
         default="compare.png",
         help="the picture, .png, .pdf or .svg (default: compare.png)",
     )
+    one = command(
+        "predict", predict_command, "learn from a part of the data with a kernel, and predict the rest",
+        "Digits are classified; of a .csv the last column is the target, other files need --targets. Prints accuracy "
+        "or error, and how well conditioned the kernel is. In double precision.",
+    )  # fmt: skip
+    add_program(one)
+    add_data(one, digits=DIGITS_COUNT)
+    add_prediction(one)
     return top
 
 
@@ -268,7 +278,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     before = jnp.result_type(float) == np.float64
     try:
-        jax.config.update("jax_enable_x64", arguments.command in ("kernel", "recursion") and not _is_single(arguments))
+        jax.config.update(
+            "jax_enable_x64", arguments.command in ("kernel", "predict", "recursion") and not _is_single(arguments)
+        )
         arguments.run(arguments)
         sys.stdout.flush()
     except ProgramError as error:

@@ -26,6 +26,7 @@ from tensorprog.functions.thaw import (
     ArrayBytes,
     Code,
     Derived,
+    Identity,
     Instance,
     Items,
     Mapping,
@@ -240,19 +241,6 @@ class Freeze:
             return tuple(map(self.value, values))
         finally:
             self.open.pop()
-
-
-@dataclass(frozen=True, eq=False)
-class Identity:
-    """Compares what it holds by `is`."""
-
-    value: Any
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Identity) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
 
 
 def hashable(structure: Any, owner: Any) -> Hashable:

@@ -6,6 +6,7 @@ functions that call themselves or each other be frozen and rebuilt. `frozen.free
 """
 
 import functools
+import importlib
 import types
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -16,12 +17,52 @@ import jax.numpy as jnp
 import numpy as np
 
 
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """Compares what it holds by `is`. What a module has under its own name is pickled by that name."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identity) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The function inside a `jax.custom_jvp` is not what its module has under that name, so pickle, which looks
+        # inside, would not find it.
+        module, name = getattr(self.value, "__module__", None), getattr(self.value, "__qualname__", None)
+        name = name or getattr(self.value, "__name__", None)
+        if module and name and _attribute(module, name) is self.value:
+            return _named, (module, name)
+        return Identity, (self.value,)
+
+
+def _attribute(module: str, name: str) -> Any:
+    try:
+        return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError):
+        return None
+
+
+def _named(module: str, name: str) -> Identity:
+    return Identity(_attribute(module, name))
+
+
 @dataclass(frozen=True)
 class Opaque:
     """Anything taken as it is: compared by `==` and type when it is hashable, else by identity."""
 
     key: Hashable
     value: Any = field(compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opaque, (self.key,) if isinstance(self.key, Identity) else (self.key, self.value)
+
+
+def _opaque(key: Any, value: Any = None) -> Opaque:
+    return Opaque(key, key.value if isinstance(key, Identity) else value)
 
 
 @dataclass(frozen=True)
