@@ -277,6 +277,18 @@ def test_header_and_declarations() -> None:
     assert lines[2].startswith("  return (conv(v, t conv(C, mix(a, x); 3, SAME); 5, VALID))[0]")
 
 
+@pytest.mark.parametrize("axes", [[0, 1], range(2), np.array([1, 0]), (np.int64(0), -1)], ids=str)
+def test_axes_come_in_any_list(axes: Any) -> None:
+    assert last(lambda e: tp.mean(e.h, axis=axes)) == last(lambda e: tp.mean(e.h))
+    assert last(lambda e: tp.nonlin(jnp.max, e.h, over=axes)) == last(
+        lambda e: tp.nonlin(jnp.max, e.h, over=tuple(axes))
+    )
+
+
+def test_a_matrix_over_sites_may_be_a_list() -> None:
+    assert last(lambda e: tp.mix([[1, 2]], e.h)) == last(lambda e: tp.mix(np.array([[1.0, 2.0]]), e.h))
+
+
 # ---- what is refused, at the user's line
 
 REFUSED: list[tuple[Body, tuple[str, ...]]] = [
@@ -284,11 +296,15 @@ REFUSED: list[tuple[Body, tuple[str, ...]]] = [
     (lambda e: tp.mix(e.a, e.h), ("A has shape (3, 3), axis 0 of the sites (2, 3) has 2",)),
     (lambda e: tp.mix(np.ones(3), e.h, 1), ("A has shape (3,)", "(I, 3)")),
     (lambda e: tp.mix(np.ones((3, 3, 3)), e.h, 1), ("leading axes do not broadcast", "(2,) before axis 1")),
-    (lambda e: tp.mix(e.a, e.h, axis=2), ("2 is not among the site axes (2, 3)",)),
+    (lambda e: tp.mix(e.a, e.h, axis=2), ("axis=2 names a site axis that sites (2, 3) do not have",)),
     (lambda e: tp.mix(e.a, e.h, axis="node"), ("'node' is no axis",)),
     (lambda e: tp.mix(e.a, e.h, axis=None), ("None is no axis",)),
     (lambda e: tp.mix(e.h, e.a), ("mix(A, x)", "is no vector of the program", "tp.Input(…)")),
-    (lambda e: tp.mix([[1.0]], e.h), ("is no matrix over sites",)),
+    (lambda e: tp.mix([[1.0]], e.h), ("A has shape (1, 1)",)),
+    (lambda e: tp.mix([[1.0, 2.0], [3.0]], e.h), ("is no matrix over sites",)),
+    (lambda e: tp.mean(e.h, axis=True), ("axis=True names a site axis",)),
+    (lambda e: tp.sum(e.h, axis=(0, -2)), ("axis=(0, -2) names an axis twice",)),
+    (lambda e: tp.nonlin(jnp.max, e.h, over=True), ("over=True names a site axis",)),
     (lambda e: np.ones((3, 3)) @ e.h, ("tp.mix(A, x)",)),
     (lambda e: e.a @ e.h, ("θ @ …",)),
     (lambda e: e.h * e.a[:2, :2], ("sites of shapes (2, 3) and (2, 2) do not broadcast",)),

@@ -194,7 +194,7 @@ def nonlin_at(
     frozen, numbers, positions, refs, sites, type_ = call(builder, fn, vectors, scalars, what)
     assert type_ is not None, "a Nonlin has a vector"
     count = len(positions) + len(refs)
-    axes = None if over is None else _axes(builder, over, sites, what)
+    axes = None if over is None else site_axes(builder, what, "over", over, sites)
     if axes:
         sites = _over(builder, frozen, numbers, count, axes, sites, what)
     else:
@@ -205,16 +205,19 @@ def nonlin_at(
     return position, result
 
 
-def _axes(builder: Builder, over: int | Sequence[int], sites: Sites, what: str) -> tuple[int, ...]:
-    """The axes that a function sees whole, counted from 0."""
-    axes = tuple(over) if isinstance(over, Sequence) else (over,)
-    if not all(isinstance(a, int | np.integer) and -len(sites) <= a < len(sites) for a in axes):
+def site_axes(builder: Builder, what: str, name: str, given: Any, sites: Sites) -> tuple[int, ...]:
+    """Site axes counted from 0, in the order given: one, or several in a tuple, list, range or array."""
+    several = isinstance(given, Sequence | np.ndarray) and np.ndim(given) == 1
+    axes = list(given) if several else [given]
+    known = lambda a: isinstance(a, int | np.integer) and not isinstance(a, bool) and -len(sites) <= a < len(sites)
+    if not all(map(known, axes)):
         builder.fail(
-            what, f"over={over!r} names a site axis that sites {sites} do not have", "count the site axes from 0"
-        )
+            what, f"{name}={given!r} names a site axis that sites {sites} do not have",
+            "give ints, and count the site axes from 0",
+        )  # fmt: skip
     axes = tuple(int(a) % len(sites) for a in axes)
     if len(set(axes)) < len(axes):
-        builder.fail(what, f"over={over!r} names an axis twice", "name each axis once")
+        builder.fail(what, f"{name}={given!r} names an axis twice", "name each axis once")
     return axes
 
 

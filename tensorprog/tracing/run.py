@@ -269,5 +269,6 @@ def _at_user_line(error: TypeError | AttributeError) -> ProgramError | None:
     return problem(
         line, source or "a function applied to a traced value",
         "a JAX or NumPy function is applied to a traced value, which has no coordinates yet",
-        "write tp.nonlin(fn, x) for an elementwise function, W @ x for a product, tp.sum for a sum over sites",
+        "write tp.nonlin(fn, x) for an elementwise function, tp.scalar(fn, s) for one of scalars or data, W @ x for a "
+        "product, tp.sum for a sum over sites",
     )  # fmt: skip

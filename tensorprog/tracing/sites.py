@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from tensorprog.ir import Coef, SiteSum, VectorType
 from tensorprog.show import COLUMN
 from tensorprog.tracing.builder import failure, is_number
+from tensorprog.tracing.calls import site_axes
 from tensorprog.tracing.traced import Traced
 from tensorprog.tracing.values import Scalar, Vector, gather
 
@@ -37,15 +39,10 @@ def _vectors(xs: Any, what: str) -> list[Vector]:
 
 
 def _axes(x: Vector, axis: int | Sequence[int] | None, what: str) -> tuple[int, ...]:
-    """Site axes counted from 0."""
-    count = len(x.sites)
-    axes: list[Any] = list(range(count)) if axis is None else [axis]
-    if isinstance(axis, tuple | list):
-        axes = list(axis)
-    for a in axes:
-        if not isinstance(a, int | np.integer) or not -count <= a < count:
-            x.builder.fail(f"{what}(…, axis={axis!r})", f"{a!r} is not among the site axes {x.sites}", "count from 0")
-    return tuple(sorted({int(a) % count for a in axes}))
+    """Site axes counted from 0, all of them for None, in ascending order."""
+    if axis is None:
+        return tuple(range(len(x.sites)))
+    return tuple(sorted(site_axes(x.builder, f"{what}(…)", "axis", axis, x.sites)))
 
 
 def _axis(axis: Any, what: str) -> int:
@@ -117,6 +114,9 @@ def mix(A: Any, x: Vector, axis: int = 0) -> Vector:
     """
     what = "mix(A, x)"
     x = vector_of(x, what)
+    if isinstance(A, list | tuple):
+        with contextlib.suppress(TypeError, ValueError):
+            A = np.asarray(A, float)
     if not isinstance(A, Scalar) and not is_number(A):
         x.builder.fail(what, f"{A!r} is no matrix over sites", "give an array (I, J), a scalar with sites, or tp.Data")
     place = _axes(x, _axis(axis, "mix"), "mix")[0]

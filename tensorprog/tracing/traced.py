@@ -41,7 +41,7 @@ class Traced:
     def __float__(self) -> NoReturn:
         self.refuse(
             "a Python number of a traced value",
-            "write tp.nonlin(fn, x) with a function of jax.numpy, or return the value as an output",
+            "write tp.nonlin(fn, x), of a scalar tp.scalar(fn, s), with a function of jax.numpy, or return the value",
         )
 
     __int__ = __complex__ = __index__ = __round__ = __float__
@@ -49,7 +49,8 @@ class Traced:
     def __array__(self, *_: Any, **__: Any) -> NoReturn:
         self.refuse(
             "a NumPy function of a traced value",
-            "write tp.nonlin(jnp.tanh, x) for elementwise functions, tp.stack, tp.concat, tp.sum, tp.mean for sites",
+            "write tp.nonlin(jnp.tanh, x) for elementwise functions, tp.scalar(fn, s) for functions of scalars; for sites "
+            "tp.stack, tp.concat, tp.sum, tp.mean",
         )
 
     def _compare(self, _: object) -> NoReturn:
@@ -63,7 +64,7 @@ class Traced:
         self.builder.fail(
             f"a power, //, % or abs of {self.describe()}",
             "that is a nonlinearity",
-            "write tp.nonlin(lambda z: z**2, x)",
+            "write tp.nonlin(lambda z: z**2, x), of a scalar tp.scalar(lambda s: s**2, s)",
         )
 
     __pow__ = __rpow__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __divmod__ = __rdivmod__ = __abs__ = (

@@ -69,7 +69,9 @@ class Scalar(AnyScalar):
     __rmul__, __radd__ = __mul__, __add__
 
     def __matmul__(self, _: object) -> NoReturn:
-        self.builder.fail("θ @ …", "a scalar of the program stands beside @", "write θ * x")
+        self.builder.fail(
+            "θ @ …", "a scalar of the program stands beside @", "write θ * x; a matrix over sites tp.mix(θ, x)"
+        )
 
     __rmatmul__ = __matmul__
 
