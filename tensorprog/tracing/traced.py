@@ -49,8 +49,8 @@ class Traced:
     def __array__(self, *_: Any, **__: Any) -> NoReturn:
         self.refuse(
             "a NumPy function of a traced value",
-            "write tp.nonlin(jnp.tanh, x) for elementwise functions, tp.scalar(fn, s) for functions of scalars; for sites "
-            "tp.stack, tp.concat, tp.sum, tp.mean",
+            "write tp.nonlin(jnp.tanh, x) for elementwise functions, tp.scalar(fn, s) for functions of scalars; over "
+            "sites there are tp.stack, tp.concat, tp.sum, tp.mean",
         )
 
     def _compare(self, _: object) -> NoReturn:
