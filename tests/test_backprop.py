@@ -249,9 +249,10 @@ def test_the_decomposition_is_an_identity_at_finite_width(name: str) -> None:
         np.testing.assert_allclose(scale * terms[parameter.name], factor * theta, rtol=1e-9, atol=1e-12)
 
 
-TWO_ROADS = ["mlp", "mlp_two_widths", *(pytest.param(n, marks=SLOW) for n in ("mlp_tied", "rnn_mean", "layernorm_mlp"))]
+TWO_ROADS = ["mlp", "mlp_two_widths", *(pytest.param(n, marks=SLOW) for n in ("mlp_tied", "rnn_mean", "transformer"))]
 TWO_ROADS += [
-    pytest.param(n, marks=SLOW) for n in ("cnn_gap", "cnn_flatten", "gcn", "transformer", "siamese", "swiglu")
+    pytest.param(n, marks=pytest.mark.full)
+    for n in ("cnn_gap", "cnn_flatten", "gcn", "layernorm_mlp", "siamese", "swiglu")
 ]
 
 

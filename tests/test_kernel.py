@@ -16,7 +16,7 @@ from tensorprog.interpret.system import parameter_weights
 from tensorprog.nets import ZOO, net
 
 ERF = jax.scipy.special.erf
-SLOW = pytest.mark.slow
+SLOW, FULL = pytest.mark.slow, pytest.mark.full
 RNG = np.random.default_rng(0)
 
 
@@ -46,7 +46,7 @@ def monte_carlo(make: Any, x: jax.Array, draws: int = 2_000_000) -> tuple[np.nda
         (lambda h: h + tp.nonlin(jax.nn.relu, h), lambda h: h + np.maximum(h, 0)),
         pytest.param(lambda h: tp.nonlin(jnp.tanh, h) - h, lambda h: np.tanh(h) - h, marks=SLOW),
         pytest.param(
-            lambda h: tp.nonlin(jnp.tanh, h) + tp.nonlin(jnp.abs, h), lambda h: np.tanh(h) + np.abs(h), marks=SLOW
+            lambda h: tp.nonlin(jnp.tanh, h) + tp.nonlin(jnp.abs, h), lambda h: np.tanh(h) + np.abs(h), marks=FULL
         ),
         (lambda h: tp.nonlin(jnp.tanh, h + tp.nonlin(jax.nn.relu, h)), lambda h: np.tanh(h + np.maximum(h, 0))),
     ],
@@ -124,9 +124,10 @@ def test_a_function_of_three_dependent_gaussians_is_sampled() -> None:
 
 
 FUNCTIONS = [jax.nn.relu, ERF, jnp.abs, jnp.sin, jnp.exp, pytest.param(jnp.tanh, marks=SLOW)]
-FUNCTIONS += [pytest.param(jax.nn.elu, marks=SLOW)]
+FUNCTIONS += [pytest.param(jax.nn.elu, marks=FULL)]
 # Nets whose functions go by the general method compile for long; what they add here runs with the slow tests.
-NETS = [*QUICK, *(pytest.param(name, marks=SLOW) for name in ("rnn", "rnn_mean", "transformer", "swiglu"))]
+NETS = [*QUICK, *(pytest.param(name, marks=SLOW) for name in ("rnn", "transformer"))]
+NETS += [pytest.param(name, marks=FULL) for name in ("rnn_mean", "swiglu")]
 
 
 @pytest.mark.slow
@@ -455,8 +456,7 @@ def test_an_expectation_that_does_not_exist_is_refused() -> None:
 WRAPPED = [jax.nn.relu, ERF, jnp.sin, jnp.abs, partial(jax.nn.gelu, approximate=False), jnp.square]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fn", [WRAPPED[0], *(pytest.param(fn, marks=SLOW) for fn in WRAPPED[1:])])
+@pytest.mark.parametrize("fn", [pytest.param(fn, marks=SLOW if fn in WRAPPED[:2] else FULL) for fn in WRAPPED])
 def test_wrapping_in_a_lambda_changes_nothing(fn: Any) -> None:
     known = net("mlp").program(fn=fn, var_w=0.9)
     wrapped = net("mlp").program(fn=lambda z: fn(z), var_w=0.9)

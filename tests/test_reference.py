@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax.numpy as jnp
@@ -38,12 +39,17 @@ ALWAYS = {
 }
 
 
+#: Cases that are many of a kind: `full` tests, but for those that PICKED picks out of them.
+GRIDS = re.compile(r"fcn_|edge_|att_lin_|cnn[12]d_(SAME|VALID|CIRCULAR)_s\d_(flat|gap)_(relu|erf)")
+PICKED = re.compile(r"fcn_(relu|gelu|sign)_d20_b|edge_(gelu|sin)_d3|att_lin_softmax_pe_sum|cnn2d_\w+_s2_\w+_relu")
+
+
 def mark(name: str) -> Any:
-    """Cases of fully connected nets are many of a kind: the deep ones are slow tests, the others are `full` ones."""
     if name in ALWAYS:
         return name
-    every = not name.startswith("fcn_") or name.endswith("_d20_b")
-    return pytest.param(name, marks=pytest.mark.slow if every else pytest.mark.full)
+    return pytest.param(
+        name, marks=pytest.mark.full if GRIDS.match(name) and not PICKED.match(name) else pytest.mark.slow
+    )
 
 
 CASES = [mark(n) for n in COVERED]

@@ -83,7 +83,12 @@ def test_gated_networks_have_the_verified_kernels(name: str) -> None:
 
 QUICK = (*zoo.QUICK, "rnn_mean", "cnn_flatten")
 # Gradients of batch norm over five examples have no variance.
-NETS_HERE = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in zoo.EXACT if "batchnorm" not in n]
+KINDS = {"swiglu": pytest.mark.slow, "unet": pytest.mark.slow, "transformer": pytest.mark.slow}
+NETS_HERE = [
+    n if n in QUICK else pytest.param(n, marks=KINDS.get(n, pytest.mark.full))
+    for n in zoo.EXACT
+    if "batchnorm" not in n
+]
 
 
 @pytest.mark.parametrize("name", NETS_HERE)

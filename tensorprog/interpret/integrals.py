@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -16,6 +16,11 @@ from tensorprog.interpret.plan import Group
 from tensorprog.loops import mapped
 
 Numbers = tuple[Array, ...]
+Both = tuple[Numbers, Numbers]
+Call = tuple[tuple[Array, ...], Both]
+"""What an expectation is called with: variances and covariances, the functions' numbers."""
+Move = list[list[Call]]
+"""Calls with something moved by its own error: alternatives, of which the largest sum of changes counts."""
 
 
 def _numbers(
@@ -85,23 +90,18 @@ def pair(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer)
     roads = partial(base.expect_slope, phi, psi), partial(base.expect_error, phi, psi)
     # What one Gaussian is with itself is done below; here it is made harmless.
     apart = cov if itself is None else jnp.where(itself, 0.0, cov)
-    calls = [((a, b, apart), n) for n in (numbers, *others)]
+    moves: list[Move] = [[[((a, b, apart), n)]] for n in others]
     if buffer.error is not None:
-        calls += [(moved, numbers) for moved in _perturbed(context, buffer, arrays, (a, b, apart))]
-    result = _expectation(group, roads, calls, buffer, arrays["cov"], given)
+        moves += [[[(moved, numbers)]] for moved in _perturbed(context, buffer, arrays, (a, b, apart))]
+    result = _expectation(group, roads, ((a, b, apart), numbers), moves, buffer, arrays["cov"], given)
     if itself is None:
         return result
-    roads = partial(base.expect_one_slope, phi, psi), partial(base.expect_one_error, phi, psi)
-    calls = [((a,), n) for n in (numbers, *others)]
-    if context.left and context.left.error is not None:
-        calls.append(((a + context.left.error[arrays["left"]],), numbers))
-    alike = _expectation(group, roads, calls, buffer, arrays["cov"])
+    error = None if context.left is None or context.left.error is None else context.left.error[arrays["left"]]
+    alike = _one(group, a, error, (numbers, others), buffer, arrays["cov"])
     return tuple(None if x is None else jnp.where(itself, x, y) for x, y in zip(alike, result, strict=True))  # type: ignore[return-value]
 
 
-def both_numbers(
-    group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer
-) -> tuple[tuple[Numbers, Numbers], list[tuple[Numbers, Numbers]]]:
+def both_numbers(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> tuple[Both, list[Both]]:
     """Both functions' numbers, and the same with one scalar moved by its own error, each in turn."""
     phi, phi_moved = _numbers(group, arrays, "phi_numbers", context, buffer, "left")
     psi, psi_moved = _numbers(group, arrays, "psi_numbers", context, buffer, "right")
@@ -114,14 +114,28 @@ def _known(context: Context, side: str, table: Any, lines: Any) -> Any:
 
 
 def one(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
-    _, phi, psi, _ = group.form  # type: ignore[misc]
     var = buffer.value[arrays["var"]]
-    numbers, others = both_numbers(group, arrays, context, buffer)
-    calls = [((var,), n) for n in (numbers, *others)]
-    if buffer.error is not None:
-        calls.append(((var + buffer.error[arrays["var"]],), numbers))
+    error = None if buffer.error is None else buffer.error[arrays["var"]]
+    return _one(group, var, error, both_numbers(group, arrays, context, buffer), buffer, arrays["var"])
+
+
+def _one(
+    group: Group, var: Array, error: Array | None, numbers: tuple[Both, list[Both]], buffer: Buffer, cell: Any
+) -> Result:
+    """Two functions of one Gaussian. A scalar that both read moves in both at once, too: in one of them alone it does
+    not raise E 1(u > −c) 1(u > −c)."""
+    _, phi, psi, _ = group.form  # type: ignore[misc]
+    own, others = numbers
+    moves: list[Move] = [[[((var,), n)]] for n in others]
+    if phi == psi and len(others) % 2 == 0:
+        half = len(others) // 2
+        both = [(left[0], right[1]) for left, right in zip(others[:half], others[half:], strict=True)]
+        pairs = zip(others[:half], others[half:], both, strict=True)
+        moves = [[[((var,), left), ((var,), right)], [((var,), n)]] for left, right, n in pairs]
+    if error is not None:
+        moves.append([[((var + error,), own)]])
     roads = partial(base.expect_one_slope, phi, psi), partial(base.expect_one_error, phi, psi)
-    return _expectation(group, roads, calls, buffer, arrays["var"])
+    return _expectation(group, roads, ((var,), own), moves, buffer, cell)
 
 
 def mean(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
@@ -155,36 +169,49 @@ def _perturbed(
 def _expectation(
     group: Group,
     roads: tuple[Any, Any],
-    calls: Sequence[tuple[tuple[Array, ...], tuple[Numbers, Numbers]]],
+    call: Call,
+    moves: Sequence[Move],
     buffer: Buffer,
     cell: Any,
     given: Any = None,
 ) -> Result:
     """A pair expectation, its tangent E φ′ψ′ · (tangent of the covariance), and bounds on both.
 
-    `roads` give value and slope together, and the value alone. The first of `calls` are arguments and numbers; others
-    have one of them moved by its own error, and the difference in the result is what that error does.
+    `roads` give value and slope together, and the value alone, called as `call` says; `moves` are what the errors of
+    what it is called with do.
     """
     both, alone = roads
-    (arguments, numbers), *others = calls
+    arguments, numbers = call
     need = buffer.error is not None
     known = () if given is None else (given,)
     if buffer.tangent is None:
         value, error = over_equations(group, alone, arguments, *numbers, *known)
-        for other, own in others:
-            error = error + jnp.abs(over_equations(group, alone, other, *own)[0] - value)
-        return value, None, error if need else None, None
+        (change,) = _changes(moves, (value,), lambda x, n: over_equations(group, alone, x, *n)[:1])
+        return value, None, error + change if need else None, None
 
-    def call(*everything: Any) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    def both_and_bounds(*everything: Any) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         (value, bound), (slope, slope_bound) = both(*everything)
         return (value, slope), (bound(), slope_bound()) if need else (value, slope)
 
-    (value, slope), (error, slope_error) = over_equations(group, call, arguments, *numbers, *known)
+    (value, slope), (error, slope_error) = over_equations(group, both_and_bounds, arguments, *numbers, *known)
     tangent = buffer.tangent[cell]
     if buffer.tangent_error is None:
         return value, slope * tangent, None, None
-    for other, own in others:
-        (moved, moved_slope), _ = over_equations(group, call, other, *own)
-        error, slope_error = error + jnp.abs(moved - value), slope_error + jnp.abs(moved_slope - slope)
+    changes = _changes(moves, (value, slope), lambda x, n: over_equations(group, both_and_bounds, x, *n)[0])
+    error, slope_error = error + changes[0], slope_error + changes[1]
     tangent_error = jnp.abs(slope) * buffer.tangent_error[cell] + slope_error * jnp.abs(tangent)
     return value, slope * tangent, error, tangent_error
+
+
+def _changes(moves: Sequence[Move], values: tuple[Array, ...], evaluate: Any) -> tuple[Array, ...]:
+    """What the moves change in each of the values, added up."""
+
+    def change(alternative: list[Call]) -> list[Array]:
+        found = [evaluate(*call) for call in alternative]
+        return [sum((jnp.abs(f[k] - v) for f in found), jnp.zeros_like(v)) for k, v in enumerate(values)]
+
+    total = [jnp.zeros_like(v) for v in values]
+    for move in moves:
+        largest = [reduce(jnp.maximum, own) for own in zip(*map(change, move), strict=True)]
+        total = [t + x for t, x in zip(total, largest, strict=True)]
+    return tuple(total)

@@ -26,8 +26,8 @@ same_tangent = jax.jit(bn.same_tangent, static_argnums=(2, 3))
 cross_tangent = jax.jit(bn.cross_tangent, static_argnums=(4, 5))
 
 
-def slow(case: Any) -> Any:
-    return pytest.param(case, marks=pytest.mark.slow)
+def full(case: Any) -> Any:
+    return pytest.param(case, marks=pytest.mark.full)
 
 
 def covariances(A: int, B: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -272,7 +272,7 @@ def weigh(value: jax.Array) -> jax.Array:
 
 @pytest.mark.parametrize(
     "name",
-    ["mean", "same", "same_tangent", *(slow(n) for n in ("cross", "cross_tangent"))],
+    ["mean", "same", "same_tangent", *(full(n) for n in ("cross", "cross_tangent"))],
 )
 def test_derivatives(name):
     S1, S2, X = map(jnp.asarray, covariances(5, 4))
@@ -357,7 +357,7 @@ SPECTRA = {
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("sizes", [(4, 4), *(slow(n) for n in ((8, 8), (5, 3), (2, 2)))])
+@pytest.mark.parametrize("sizes", [(4, 4), *(full(n) for n in ((8, 8), (5, 3), (2, 2)))])
 def test_bounds_cover(sizes, dtype, monkeypatch):
     """For all spectra, and batches that are apart, nearly the same and the same but for their bases."""
     phi = bn.Sides(1.0, 0.3)
