@@ -8,6 +8,7 @@ functions and their derivatives, and the expectations of functions of Gaussians.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -279,8 +280,8 @@ def eager() -> Iterator[None]:
         (moments, "whole", lambda always, fn, operand, like: fn(operand)),
         (plan, "tabulated", lambda *_: False),  # tables are for many inputs
         (evaluation, "_alone", system.same_stage),
-        (evaluation, "_tile", evaluation._tile.__wrapped__),
-        (limits, "expectations", roads.expectations.__wrapped__),
+        (evaluation, "_tile", inspect.unwrap(evaluation._tile)),
+        (limits, "expectations", inspect.unwrap(roads.expectations)),
         (kernel, "batch", lambda *args: array(batch(*args))),
         (evaluator.Evaluator, "pointwise", _at_points),
         (Function, "__call__", _function),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import tensorprog as tp
 from tensorprog import ir
 
-HEALTH = list(HealthCheck)
+HEALTH: list[HealthCheck] = [*HealthCheck]  # pyright: ignore[reportAssignmentType]: the stubs' metaclass yields itself
 MOST = 20
 """Instructions of a program."""
 FEATURES = 2
@@ -255,8 +255,10 @@ class Writer:
 
     def binary(self, step: Step) -> None:
         v = self.pick(step.a)
-        w = v and self.pick(step.b, lambda w: self.beside(v, w))
-        if v is None or w is None:
+        if v is None:
+            return
+        w = self.pick(step.b, partial(self.beside, v))
+        if w is None:
             return
         fn = BINARY[step.k % len(BINARY)] if step.k > 5 and self.sketch.family == len(FAMILIES) - 1 else "a * b"
         if fn != "a * b":
@@ -333,8 +335,9 @@ class Writer:
         v = self.pick(step.a, lambda v: v.sites > 0)
         if v is None:
             v = self.pick(step.a)
+            assert v is not None, "there is always a vector"
             w = self.pick(step.b, lambda w: w.width == v.width and w.sites == 0)
-            if v and w:
+            if w:
                 self.emit(f"tp.stack([{v.name}, {w.name}])", v, sites=2, atoms=v.atoms | w.atoms,
                           gaussian=v.gaussian and w.gaussian, degree=max(v.degree, w.degree))  # fmt: skip
             return

@@ -108,9 +108,9 @@ def test_second_moments_of_vectors_are_sampled() -> None:
     """Gaussians with each other (exact), with functions, and functions with each other; across two batches."""
     program = tp.nets.net("rnn").program(tp.Input(3, 4))
     x1, x2 = zoo.data(program, 3, 1), zoo.data(program, 2, 2)
-    position = program.structure.position
+    place = {name: k for k, name in enumerate(program.structure.names) if name}
     for u, v, floor in (("g1", "g2", 1e-12), ("g3", "s2", 0.03), ("s1", "s3", 0.03)):
-        found = sampled_second_moment(program, (x1,), (x2,), (position(u), position(v)), samples=2**15)
+        found = sampled_second_moment(program, (x1,), (x2,), (place[u], place[v]), samples=2**15)
         np.testing.assert_allclose(found, tp.second_moment(program, u, v, x1, x2), atol=floor)
 
 

@@ -113,7 +113,8 @@ def inexact(scale: float) -> dict[str, Any]:
     return {name: off(rule) for name, rule in moments._RULES.items() if name in ("pair", "one")}
 
 
-@pytest.mark.parametrize("what", ["scalar", pytest.param("joint", marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("what", ["scalar", "joint"])
 def test_errors_of_scalars_and_of_covariances_are_carried_into_functions(what: str, monkeypatch: Any) -> None:
     """A first layer that is off by 1e-4 shows in the bounds of functions that read it, and they hold."""
 

@@ -46,7 +46,7 @@ def _numbers(
     return tuple(found), moved if buffer.error is not None else []
 
 
-def over_equations(group: Group, call: Any, arguments: Sequence[Array], *more: Any) -> Any:
+def over_equations(group: Group, call: Any, arguments: Sequence[Any], *more: Any) -> Any:
     """call(*arguments, *more), mapped over the group's equations where they have numbers of their own, over all of its
     equations and pairs where inputs have."""
     if group.uniform:

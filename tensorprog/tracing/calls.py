@@ -208,17 +208,17 @@ def nonlin_at(
 def site_axes(builder: Builder, what: str, name: str, given: Any, sites: Sites) -> tuple[int, ...]:
     """Site axes counted from 0, in the order given: one, or several in a tuple, list, range or array."""
     several = isinstance(given, Sequence | np.ndarray) and np.ndim(given) == 1
-    axes = list(given) if several else [given]
+    axes: list[Any] = list(given) if several else [given]
     known = lambda a: isinstance(a, int | np.integer) and not isinstance(a, bool) and -len(sites) <= a < len(sites)
     if not all(map(known, axes)):
         builder.fail(
             what, f"{name}={given!r} names a site axis that sites {sites} do not have",
             "give ints, and count the site axes from 0",
         )  # fmt: skip
-    axes = tuple(int(a) % len(sites) for a in axes)
-    if len(set(axes)) < len(axes):
+    places = tuple(int(a) % len(sites) for a in axes)
+    if len(set(places)) < len(places):
         builder.fail(what, f"{name}={given!r} names an axis twice", "name each axis once")
-    return axes
+    return places
 
 
 def _over(
