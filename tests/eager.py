@@ -28,6 +28,7 @@ from tensorprog.functions.frozen import Function
 from tensorprog.interpret import (
     evaluator,
     integrals,
+    joints,
     linear,
     moments,
     particles,
@@ -75,8 +76,6 @@ def array(value: Any) -> Any:
 
 class _Numpy:
     """`jax.numpy` by NumPy: results are such arrays, precisions are of no interest."""
-
-    linalg = SimpleNamespace(solve=lambda a, b: np.linalg.solve(a, b).view(Array))
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(np, name)
@@ -149,8 +148,15 @@ _RANDOM = SimpleNamespace(
 )
 
 
-def _triangular(matrix: Any, right: Any, lower: bool) -> Any:
-    return scipy.linalg.solve_triangular(matrix, right, lower=lower).view(Array) if right.size else right
+def _substituted(triangle: Any, right: Any, order: Any) -> Any:
+    """`products._substituted` by LAPACK, for one replicate at a time."""
+    if not right.size:
+        return right
+    alive = np.diagonal(triangle) > 0
+    full = triangle + np.diag(np.where(alive, 0.0, 1.0))
+    kept = np.where(alive[:, None], right, 0.0)
+    found = scipy.linalg.solve_triangular(full, kept, lower=len(order) == 1 or order[0] < order[-1])
+    return np.where(alive[:, None], found, 0.0).view(Array)
 
 
 class _Jax:
@@ -161,10 +167,7 @@ class _Jax:
     vmap = staticmethod(_vmap)
     lax = SimpleNamespace(map=_map, fori_loop=_fori_loop, scan=_scan, stop_gradient=lambda a: a,
                           Precision=jax.lax.Precision)  # fmt: skip
-    scipy = SimpleNamespace(
-        linalg=SimpleNamespace(solve_triangular=_triangular),
-        special=SimpleNamespace(ndtri=lambda a: scipy.special.ndtri(a).view(Array)),
-    )
+    scipy = SimpleNamespace(special=SimpleNamespace(ndtri=lambda a: scipy.special.ndtri(a).view(Array)))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(jax, name)
@@ -265,9 +268,9 @@ def _at_points(self: Any, fn: Any, numbers: Any, vectors: Any, scalars: Any, ove
 def eager() -> Iterator[None]:
     """In the block programs are evaluated by NumPy; not under another transformation, nor for bounds of errors."""
     numpy, shim = _Numpy(), _Jax()
-    uses_numpy = (evaluation, tiles, moments, rules, integrals, system, linear, evaluator, particles, products, spaces,
-                  roads, decomposition, kernel)  # fmt: skip
-    uses_jax = (moments, rules, integrals, system, evaluator, particles, products, spaces, roads)
+    uses_numpy = (evaluation, tiles, moments, rules, integrals, joints, system, linear, evaluator, particles, products,
+                  spaces, roads, decomposition, kernel)  # fmt: skip
+    uses_jax = (moments, rules, integrals, joints, system, evaluator, particles, products, spaces, roads)
     one = {"expect_slope": 2, "expect_error": 2, "expect_one_slope": 2, "expect_one_error": 2, "mean": 1}
     several = {"joint_expectation": 2, "crossing": 3}
     batch = kernel.batch
@@ -275,8 +278,10 @@ def eager() -> Iterator[None]:
         *((module, "jnp", numpy) for module in uses_numpy),
         *((module, "jax", shim) for module in uses_jax),
         *((base, name, _expected(getattr(base, name), count)) for name, count in one.items()),
-        *((integrals, name, _several_expected(getattr(integrals, name), count)) for name, count in several.items()),
+        *((joints, name, _several_expected(getattr(joints, name), count)) for name, count in several.items()),
         (integrals, "mapped", _map),
+        (joints, "mapped", _map),
+        (products, "_substituted", _substituted),
         (moments, "whole", lambda always, fn, operand, like: fn(operand)),
         (plan, "tabulated", lambda *_: False),  # tables are for many inputs
         (evaluation, "_alone", system.same_stage),

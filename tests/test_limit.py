@@ -98,6 +98,7 @@ def test_moments_of_rectangular_matrices(ratio: float, moments: list[float]) -> 
     assert (np.abs(np.array(drawn.value) - moments) <= 3 * np.array(drawn.stderr)).all()
 
 
+@pytest.mark.slow
 def test_semicircle_law() -> None:
     def symmetric(most: int) -> tuple[Any, ...]:
         n = tp.Width("n")
@@ -191,9 +192,9 @@ def test_standard_errors_are_calibrated(fn: Any) -> None:
     ("phi", "xi", "true", "naive"),
     [
         (jnp.square, 0.0, (2, 8, 2), (0, 4, 0)),
-        (jnp.square, 1.0, (2, 16, 4), (0, 8, 0)),
+        pytest.param(jnp.square, 1.0, (2, 16, 4), (0, 8, 0), marks=SLOW),
         (lambda z: jnp.tanh(z + 1), 1.0, (-0.146638, 0.324521, -0.293276), (0, 0.281516, 0)),
-        (jnp.tanh, 1.0, (0, 0.34951, 0), (0, 0.34951, 0)),
+        pytest.param(jnp.tanh, 1.0, (0, 0.34951, 0), (0, 0.34951, 0), marks=SLOW),
     ],
 )
 def test_the_counterexample(phi: Any, xi: float, true: tuple[float, ...], naive: tuple[float, ...]) -> None:
@@ -281,6 +282,7 @@ def test_degenerate_covariances() -> None:
     assert (np.abs(finite.mean(0) - found.value[0]) <= 4 * finite.std(0) / np.sqrt(40) + 0.01).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["quadrature", "particles"])
 def test_derivatives_in_numbers_and_inputs(method: str) -> None:
     program = tp.trace(counterexample, tp.Input(1), phi=lambda z: jnp.tanh(z + 1))
@@ -305,6 +307,7 @@ def test_memory_is_the_chunk_s() -> None:
     assert points * replicates >= 10**6 and replicates >= 32 and points <= 2**15
 
 
+@pytest.mark.slow
 def test_state_evolution_of_message_passing() -> None:
     """AMP's iterates are Gaussian only with its Onsager term, which the calculus adds to A x by itself."""
 

@@ -310,6 +310,7 @@ CURVES: dict[str, Callable[..., Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("curve", CURVES)
 def test_derivatives_where_eigenvalues_coincide(curve: str) -> None:
     """A kernel with a double eigenvalue has no derivative of its eigenvectors; curves have one all the same."""

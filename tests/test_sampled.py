@@ -83,9 +83,9 @@ def test_gated_networks_have_the_verified_kernels(name: str) -> None:
 
 QUICK = (*zoo.QUICK, "rnn_mean", "cnn_flatten")
 # Gradients of batch norm over five examples have no variance.
-KINDS = {"swiglu": pytest.mark.slow, "unet": pytest.mark.slow, "transformer": pytest.mark.slow}
+KINDS = dict.fromkeys(("swiglu", "transformer", "cnn_gap", "rnn_mean", "siamese"), pytest.mark.slow)
 NETS_HERE = [
-    n if n in QUICK else pytest.param(n, marks=KINDS.get(n, pytest.mark.full))
+    n if n in QUICK[:4] else pytest.param(n, marks=KINDS.get(n, pytest.mark.full))
     for n in zoo.EXACT
     if "batchnorm" not in n
 ]
@@ -104,6 +104,7 @@ def test_sampled_kernels_are_the_exact_ones(name: str) -> None:
             assert np.linalg.norm(kernel - known) < (0.2 if name == "swiglu" else 0.05) * np.linalg.norm(known)
 
 
+@pytest.mark.slow
 def test_second_moments_of_vectors_are_sampled() -> None:
     """Gaussians with each other (exact), with functions, and functions with each other; across two batches."""
     program = tp.nets.net("rnn").program(tp.Input(3, 4))

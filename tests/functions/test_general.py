@@ -83,7 +83,11 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("fn", FORMS, ids=lambda f: getattr(f, "__name__", "fn"))
+@pytest.mark.parametrize(
+    "fn",
+    [fn if fn in (jax.nn.relu, cube) else pytest.param(fn, marks=pytest.mark.slow) for fn in FORMS],
+    ids=lambda f: getattr(f, "__name__", "fn"),
+)
 def test_closed_forms(fn):
     form = FORMS[fn]
     compiled = jax.jit(lambda a, b, c: pair(fn, fn, a, b, c))
@@ -179,6 +183,7 @@ def test_two_functions_and_their_numbers():
     np.testing.assert_allclose(gradient, slopes, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_mean_and_its_derivatives():
     for fn, form in ((jax.nn.relu, lambda a: np.sqrt(a / (2 * np.pi))), (bump, lambda a: (1 + 2 * a) ** -0.5)):
         a = jnp.array([1e-6, 0.3, 1.0, 1e4])
@@ -262,6 +267,7 @@ def test_kinks_are_found_to_the_last_digit(fn, places):
     np.testing.assert_allclose(near, places, rtol=1e-15, atol=1e-18)
 
 
+@pytest.mark.slow
 def test_divergence():
     def steep(x):
         return jnp.exp(x * x)

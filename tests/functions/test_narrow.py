@@ -28,6 +28,7 @@ def bump(x):
 SLOPE = Slope(jnp.tanh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 def test_tanh_of_large_deviations(dtype):
     deviations = np.array([1.0, 300.0, 1e3, 3e3, 5e3, 1e4, 1e5])
