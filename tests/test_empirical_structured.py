@@ -152,6 +152,13 @@ NETS = {
     "gain of a weight": (
         chain(lambda p: p["g"] * p["w"], of("u"), of("v")), {**FULL, "g": jnp.float64(2.0)}, ROWS, {"w": S, "g": X},
     ),
+    "a number beside an array": (
+        chain(lambda p: p["w"] + p["g"], lambda p: p["u"] - p["g"] * jnp.ones((H, H)), of("v")),
+        {**FULL, "g": jnp.float64(0.3)}, ROWS, {"w": S, "u": S},
+    ),
+    "a number and a constant": (
+        chain(lambda p: p["g"] + jnp.ones_like(p["w"]), of("u"), of("v")), {**FULL, "g": jnp.float64(0.3)}, ROWS, {},
+    ),
     "cast": (chain(lambda p: p["w"].astype(jnp.float64), of("u"), of("v")), FULL, ROWS, {"w": S}),
     "tied": (chain(of("w"), lambda p: p["u"] @ jnp.eye(H), of("v")), FULL, ROWS, {"u": X}),
     "twice": (lambda p, x: jnp.tanh(jnp.tanh(x @ p["w"] @ p["u"]) @ p["u"]) @ p["v"], FULL, ROWS, {"u": S}),

@@ -140,12 +140,13 @@ def _is_floating(value: Value) -> bool:
 def _linear(equation: Any, values: Sequence[Value], tape: Tape) -> tuple[View, ...] | None:
     """The views that the equation's result is made of, or None where it is more than a view."""
     name, params = equation.primitive.name, equation.params
+    shape = equation.outvars[0].aval.shape
     if name in ("add", "sub", "add_any"):
         left, right = values
         if left.active or right.active:
             return None
         minus = [view.scaled(jnp.float32(-1)) for view in right.views] if name == "sub" else right.views
-        return (*left.views, *minus)
+        return tuple(_filling(view, shape) for view in (*left.views, *minus))
     if name in ("mul", "div"):
         left, right = values
         if name == "mul" and right.views and (left.uniform or not left.views):
@@ -153,12 +154,18 @@ def _linear(equation: Any, values: Sequence[Value], tape: Tape) -> tuple[View, .
         if not right.uniform or not left.views or (right.active and left.uniform):
             return None
         tape.note([right], WHOLE)  # a factor that is learnt
-        return tuple(view.scaled(right.one if name == "mul" else 1 / right.one) for view in left.views)
+        factor = right.one if name == "mul" else 1 / right.one
+        return tuple(_filling(view.scaled(factor), shape) for view in left.views)
     step = _STEPS.get(name)
     if step is None or not jnp.issubdtype(params.get("new_dtype", jnp.float32), jnp.floating):
         return None  # to complex numbers it is no real view
     views = [step(view, params) for view in values[0].views]
     return None if None in views else tuple(view for view in views if view is not None)
+
+
+def _filling(view: View, shape: Sequence[int]) -> View:
+    """A number beside an array is repeated: the one case in which operands of JAX's sums and products differ in shape."""
+    return view.broadcast(shape, ()) if shape and not view.shape else view
 
 
 _STEPS: dict[str, Callable[[View, dict[str, Any]], View | None]] = {
