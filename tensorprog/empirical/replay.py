@@ -164,7 +164,7 @@ def _linear(equation: Any, values: Sequence[Value], tape: Tape) -> tuple[View, .
 
 
 def _filling(view: View, shape: Sequence[int]) -> View:
-    """A number beside an array is repeated: the one case in which operands of JAX's sums and products differ in shape."""
+    """A number beside an array, the one case where operands of a sum or product differ in shape, is repeated."""
     return view.broadcast(shape, ()) if shape and not view.shape else view
 
 
