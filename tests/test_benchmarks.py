@@ -74,6 +74,7 @@ def test_results_under_other_settings_are_not_taken_up(tmp_path: Path) -> None:
     assert report.Kept(path, {"seeds": (1, 3)}).get("a", lambda: 3) == 3
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_convergence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "convergence.md"
@@ -120,7 +121,9 @@ def test_digits(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in digits.NETS if name != "mlp"])
+@pytest.mark.parametrize(
+    "name", [n if n == "rnn" else pytest.param(n, marks=pytest.mark.full) for n in digits.NETS if n != "mlp"]
+)
 def test_digits_through_every_net(name: str) -> None:
     found = digits.through(name, 60, 0, 1e-3, 2**10)
     for kind in ("nngp", "ntk"):
@@ -163,6 +166,7 @@ def test_times_of_empirical_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert all(float(row[-1]) < 1e-5 for row in body(page))
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "regression.md"

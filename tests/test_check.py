@@ -233,6 +233,7 @@ def test_kernels_refuse_functions_that_are_undefined(fn, what):
         tp.nngp(tp.trace(net, tp.Input(2)), jnp.ones((1, 2)))
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_kernels_refuse_functions_whose_numbers_are_scalars_of_the_input():
     """exp(c z²) with a Moment c: whether E exp(2 c z²) exists depends on the input; and a pole that c brings in."""

@@ -123,7 +123,7 @@ def test_a_function_of_three_dependent_gaussians_is_sampled() -> None:
 # ------------------------------------------------------------------------------------------------------- edges
 
 
-FUNCTIONS = [jax.nn.relu, ERF, jnp.abs, jnp.sin, jnp.exp, pytest.param(jnp.tanh, marks=SLOW)]
+FUNCTIONS = [jax.nn.relu, ERF, jnp.abs, jnp.sin, jnp.exp, pytest.param(jnp.tanh, marks=FULL)]
 FUNCTIONS += [pytest.param(jax.nn.elu, marks=FULL)]
 # Nets whose functions go by the general method compile for long; what they add here runs with the slow tests.
 NETS = [*QUICK, *(pytest.param(name, marks=SLOW) for name in ("rnn", "transformer"))]
@@ -202,7 +202,7 @@ def test_nothing_compiles_again_for_another_number_of_inputs() -> None:
 
 
 @SLOW
-@pytest.mark.parametrize("name", ["mlp", "rnn_mean"])
+@pytest.mark.parametrize("name", ["mlp", pytest.param("rnn_mean", marks=FULL)])
 def test_derivatives_to_second_order(name: str) -> None:
     program = net(name).program(fn=ERF, depth=2) if name == "mlp" else ZOO[name]
     x = data(program, 3)

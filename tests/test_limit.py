@@ -282,6 +282,7 @@ def test_degenerate_covariances() -> None:
     assert (np.abs(finite.mean(0) - found.value[0]) <= 4 * finite.std(0) / np.sqrt(40) + 0.01).all()
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["quadrature", "particles"])
 def test_derivatives_in_numbers_and_inputs(method: str) -> None:

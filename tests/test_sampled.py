@@ -307,7 +307,7 @@ def test_a_step_more_does_not_change_what_came_before() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gru", "lstm"])
+@pytest.mark.parametrize("name", ["gru", pytest.param("lstm", marks=pytest.mark.full)])
 def test_two_standard_errors_hold_in_95_of_100(name: str) -> None:
     program = NETS[name].program(tp.Input(4, 3))
     x = jnp.asarray(np.random.default_rng(3).normal(size=(3, 4, 3)))

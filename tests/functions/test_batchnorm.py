@@ -104,6 +104,7 @@ def test_moments_are_those_of_draws(phi):
     simulation.agrees(lambda z: jnp.outer(h(z), f(z)), cross(S2, S1, X.T, phi))
 
 
+@pytest.mark.full
 def test_moments_of_two_functions_are_those_of_draws():
     S1, S2, X = covariances(6, 4)
     simulation = Simulation(joint(S1, S2, X), 1_000_000)
@@ -174,6 +175,7 @@ def test_independent_examples():
         assert close(same_tangent(3.0 * np.eye(B), 3.0 * np.eye(B), bn.IDENTITY), slope * G, 1e-9)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("B", [2, 4, 7])
 def test_the_whole_batch_has_variance_one(B):
     S, _, _ = covariances(B, B)
@@ -183,6 +185,7 @@ def test_the_whole_batch_has_variance_one(B):
     assert float(np.abs(same(S, bn.RELU, bn.IDENTITY).sum(1)).max()) < 1e-11
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("r", [-1.0, -0.3, 0.0, 0.9, 1 - 1e-6, 1.0])
 def test_two_examples_are_a_sign(r):
     value = cross(np.eye(2), np.eye(2), r * np.eye(2), bn.IDENTITY)
@@ -192,6 +195,7 @@ def test_two_examples_are_a_sign(r):
     )
 
 
+@pytest.mark.full
 @each
 def test_one_batch_against_itself(phi):
     S, _, _ = covariances(6, 2)
@@ -202,6 +206,7 @@ def test_one_batch_against_itself(phi):
     assert close(cross(S, S[order][:, order], S[:, order], phi), same(S, phi)[:, order], 1e-11)
 
 
+@pytest.mark.full
 def test_scale_does_not_matter():
     S1, S2, X = covariances(6, 4)
     T = np.random.default_rng(4).normal(size=(6, 4))
@@ -214,6 +219,7 @@ def test_scale_does_not_matter():
         assert close(same_tangent(a * S1, a * S1, LEAKY), same_tangent(S1, S1, LEAKY), 1e-11)
 
 
+@pytest.mark.full
 def test_linear_in_the_tangent():
     S1, S2, X = covariances(6, 4)
     T, R = np.random.default_rng(5).normal(size=(2, 6, 4))
@@ -241,6 +247,7 @@ def test_equal_examples():
     assert close(cross(moved, S2, Y, bn.RELU), cross(S, S2, Y, bn.RELU), 1e-7)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_batch_norm_of_equal_examples_is_not_a_number(dtype):
     S = jnp.asarray(np.full((4, 4), 0.3), dtype)
@@ -270,6 +277,7 @@ def weigh(value: jax.Array) -> jax.Array:
     return (value * jnp.sin(1.0 + jnp.arange(value.size)).reshape(value.shape)).sum()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "name",
     ["mean", "same", "same_tangent", *(full(n) for n in ("cross", "cross_tangent"))],
@@ -300,6 +308,7 @@ def test_derivatives(name):
     assert float(second) == pytest.approx(float(difference(slope, 1e-5)), rel=1e-5)
 
 
+@pytest.mark.full
 def test_derivative_of_a_repeated_example_is_finite():
     S, _, _ = covariances(5, 2)
     pick = [0, 1, 2, 3, 4, 4]
@@ -308,6 +317,7 @@ def test_derivative_of_a_repeated_example_is_finite():
     assert np.isfinite(jax.grad(lambda S: weigh(bn.cross(S, S, S, LEAKY)))(S)).all()
 
 
+@pytest.mark.full
 def test_derivative_in_the_slopes():
     S, _, _ = covariances(5, 2)
     loss = lambda below: weigh(bn.same(S, bn.Sides(1.0, below)))
@@ -318,6 +328,7 @@ def test_derivative_in_the_slopes():
 # ---- batches, dtypes, bounds ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_all_pairs_at_once():
     given = [covariances(6, 4, seed) for seed in range(3)]
     S1, S2 = (np.stack([one[k] for one in given]) for k in (0, 1))
@@ -332,6 +343,7 @@ def test_all_pairs_at_once():
     assert close(found, values, 1e-13) and bound.shape == values.shape
 
 
+@pytest.mark.full
 def test_compiled_or_not():
     S1, S2, X = covariances(6, 4)
     assert close(bn.same(S1, LEAKY), same(S1, LEAKY), 1e-13)

@@ -32,8 +32,7 @@ ENTRIES = [made(fn) for fn in shown()]
 DERIVATIVES = [derivative(entry) for entry in ENTRIES]
 ALL = list({phi.form: phi for phi in reversed(ENTRIES + DERIVATIVES)}.values())[::-1]  # one function a form
 each = pytest.mark.parametrize("phi", ALL, ids=[str(phi) for phi in ALL])
-some = [phi if k % 3 == 0 else pytest.param(phi, marks=pytest.mark.slow) for k, phi in enumerate(ALL)]
-few = [phi if k % 3 == 0 else pytest.param(phi, marks=pytest.mark.full) for k, phi in enumerate(ALL)]
+some = [phi if k % 3 == 0 else pytest.param(phi, marks=pytest.mark.full) for k, phi in enumerate(ALL)]
 POINTS = [
     (a, b, r) for a, b in ((1.0, 1.0), (3.0, 0.4), (1e-6, 0.7)) for r in (0.0, 0.4, -0.7, 0.999, -0.999, 1 - 1e-6)
 ]
@@ -178,7 +177,7 @@ def test_hermite_polynomials_are_orthonormal(k, l):
 # ---- edges ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("phi", few, ids=str)
+@pytest.mark.parametrize("phi", some, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_finite_everywhere_with_first_derivatives(phi, dtype):
     variances = [0.0, 1e-310, 1e-300 if dtype == "float64" else 1e-37, 1e-12, 0.3, 1.0]
@@ -266,7 +265,7 @@ def test_gradients_are_finite_differences(phi):
             np.testing.assert_allclose(found, forward[axis], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("phi", few, ids=str)
+@pytest.mark.parametrize("phi", some, ids=str)
 def test_second_derivatives_are_finite_up_to_the_edge(phi):
     pair = lambda a, b, c: expect(phi, phi, a, b, c)
     a, b, c = jnp.array([(1, 1, 1), (1, 1, -1), (0.5, 2, 1), (1, 0, 0), (0, 1, 0), (1, 1, 0.3), (0, 0, 0)]).T
