@@ -164,6 +164,19 @@ def test_gradient_flow_is_the_matrix_exponential(blocks: dict[str, np.ndarray]) 
     close(alone, b["y"] - expm(-2 * lr * b["ktt"]) @ b["y"])
 
 
+def test_a_rate_of_zero_freezes(blocks: dict[str, np.ndarray]) -> None:
+    ktt, kst, y, f0, g0 = (blocks[name] for name in ("ktt", "kst", "y", "f0", "g0"))
+    times = jnp.asarray([1.0, math.inf])
+    train, test = predict.gradient_flow(ktt, y, lr=0.0)(times, f0, kst, g0)
+    close(train, np.stack([f0] * 2))
+    close(test, np.stack([g0] * 2))
+    prior = predict.ensemble(*pairs(blocks), y, lr=0.0)
+    close(prior.mean, 0 * g0)
+    close(prior.cov, blocks["nss"])
+    close(predict.last_layer(*pairs(blocks), y, lr=0.0).cov, blocks["nss"])
+    assert np.isfinite(jax.grad(lambda lr: predict.gradient_flow(ktt, y, lr)(math.inf)[0].sum())(0.5))
+
+
 def test_steps_become_a_flow(blocks: dict[str, np.ndarray]) -> None:
     """lr/M steps of n·M; with momentum β the time runs 1/(1 − β) as fast."""
     b = blocks

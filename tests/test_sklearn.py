@@ -83,6 +83,12 @@ def test_regressors_are_the_predictions() -> None:
     np.testing.assert_allclose(close.leave_one_out_, tp.predict.leave_one_out(ktt.nngp, y, 1e-9).mean, rtol=1e-5)
 
 
+def test_a_rate_of_zero_learns_nothing() -> None:
+    x, y = data(8)
+    model = NTKRegressor(keywords=SHALLOW, learning_rate=0.0).fit(x, y)
+    np.testing.assert_allclose(np.stack([model.predict(x), model.leave_one_out_]), 0, atol=1e-12)
+
+
 @pytest.mark.filterwarnings("ignore::tensorprog.predict.KernelWarning")
 def test_leave_one_out_of_repeated_rows() -> None:
     """Without a ridge the null space of repeated rows is theirs alone: the limit of small ridges."""
