@@ -7,7 +7,7 @@ steps), then
     gain(λ) = (1 − e)/s                 f_t(·) = f_0(·) − K(·, X) gain(Θ) (f_0 − y)
     decay(λ) = (r + λe)/s               f_t(X) − y = decay(Θ) (f_0(X) − y)
 
-Directions below the cutoff, which are rounding, do not move: gain 0, decay 1.
+Directions with s below the cutoff, which are rounding, do not move: gain 0, decay 1.
 """
 
 from __future__ import annotations
