@@ -96,7 +96,8 @@ depth of `tensorprog.sklearn.NTKClassifier` (all other hyperparameters are the z
 machine, number and weights of the neighbours. `rnn` reads the rows of an image one after the other, `cnn_flatten` its
 pixels, the others all of them at once. Accuracy on the held-out half, mean ± sd over the draws; a single draw has a
 binomial standard error of {error:.1f} % at 97 %. Time is that of tuning and fitting in all draws, compilation included,
-on a machine shared with other work; a search computes each kernel once.
+on a machine shared with other work; a search computes each kernel once. CPU is the processor time
+of the process, over all its cores, which other work on the machine does not change.
 
 {report.table(head, rows)}
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import sysconfig
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import tensorprog as tp
 from tensorprog.cli import main
+from tensorprog.cli.prediction import _task
 from tensorprog.data import digits
 
 CASES = Path(__file__).parent / "cases"
@@ -60,7 +63,7 @@ def test_predictions_of_digits(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert "accuracy" in out and "leave-one-out" in out and "condition number" in out
     with np.load(out_file) as arrays:
         assert arrays["mean"].shape == (30, 10) and arrays["std"].shape == (30,) and arrays["kernel"].shape == (30, 30)
-        right = np.mean(arrays["mean"].argmax(1) == arrays["targets"])
+        right = np.mean(arrays["classes"][arrays["mean"].argmax(1)] == arrays["targets"])
         assert sorted([*arrays["train"], *arrays["test"]]) == list(range(60))
     assert right > 0.7 and f"held out {100 * right:.1f} ±" in out
     code, out, _ = run(capsys, *given, "--kernel", "nngp", "--time", "3", "--lr", "0.1", "--test", "0.2")
@@ -85,6 +88,38 @@ def test_predictions_of_files(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert code == 0 and "targets (40, 2)" in out
     code, out, err = run(capsys, *given[:4], "--ridge", "0", "--data", _twice(tmp_path, x, y))
     assert code == 0 and "warning: ktt is ill-conditioned: condition number" in err
+
+
+def test_predictions_are_written_in_the_datas_units(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 3))
+    y, labels = np.sin(x[:, 0]) + 5, np.where(x[:, 0] > 0, 7, 3)
+    np.savez(tmp_path / "xy.npz", x=x, y=y, labels=labels)
+    npz, out_file = str(tmp_path / "xy.npz"), str(tmp_path / "p.npz")
+    given = ["predict", "mlp", "--set", "depth=1", "--data", f"{npz}:x", "--out", out_file, "--targets"]
+    assert run(capsys, *given, f"{npz}:y")[0] == 0
+    with np.load(out_file) as arrays:
+        np.testing.assert_allclose(arrays["targets"][:, 0], y[arrays["test"]])
+        assert np.abs(arrays["mean"] - arrays["targets"]).mean() < 0.5 and "classes" not in arrays
+    assert run(capsys, *given, f"{npz}:labels", "--classify")[0] == 0
+    with np.load(out_file) as arrays:
+        assert arrays["classes"].tolist() == [3, 7]
+        np.testing.assert_array_equal(arrays["targets"], labels[arrays["test"]])
+        np.testing.assert_allclose(arrays["mean"].sum(1), 1, rtol=1e-8)
+        assert np.mean(arrays["classes"][arrays["mean"].argmax(1)] == arrays["targets"]) > 0.7
+    for kind in ("ntk", "nngp"):  # a rate of 0 freezes
+        code, _, _ = run(capsys, *given, f"{npz}:y", "--lr", "0", "--kernel", kind)
+        with np.load(out_file) as arrays:
+            assert code == 0
+            np.testing.assert_allclose(arrays["mean"], y[arrays["train"]].mean(), rtol=1e-12)
+
+
+def test_scalars_are_not_standardised() -> None:
+    x, graph = np.arange(12.0).reshape(4, 3), np.ones((4, 2, 2))
+    given = argparse.Namespace(test=0.5, seed=0, classify=False, standardise=True)
+    task = _task(given, (tp.Input(3), tp.Data(2, 2)), (x, graph), np.arange(4.0))
+    np.testing.assert_array_equal(task.inputs[1], graph)
+    np.testing.assert_allclose(task.inputs[0][task.train].std(0), 1)
 
 
 def _twice(tmp_path: Path, x: np.ndarray, y: np.ndarray) -> str:
@@ -221,6 +256,7 @@ def bad(tmp_path: Path) -> list[tuple[list[str], str]]:
         (["predict", "mlp", "--ridge", "-1"], "--ridge"),
         (["predict", "mlp", "--ridge", "inf"], "--ridge: it is infinite"),
         (["predict", "mlp", "--time", "-1"], "'-1' is no number of at least 0"),
+        (["predict", "mlp", "--seed", "-1"], "'-1' is no whole number of at least 0"),
         (["predict", "mlp", "--test", "1"], "'1' is not between 0 and 1"),
         (["predict", "mlp", "--test", "0.001"], "--test: 0.001 of 200 examples"),
         (["predict", "mlp", "--inputs", "1"], "--test"),

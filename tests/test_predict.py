@@ -164,6 +164,34 @@ def test_gradient_flow_is_the_matrix_exponential(blocks: dict[str, np.ndarray]) 
     close(alone, b["y"] - expm(-2 * lr * b["ktt"]) @ b["y"])
 
 
+def test_numbers_of_any_kind(blocks: dict[str, np.ndarray]) -> None:
+    """Ints for floats, lists for arrays, half precision for single: none of them needs a text."""
+    ktt, y = blocks["ktt"], blocks["y"][:, 0]
+    train, _ = predict.gradient_flow(ktt, y)(1.0, 0, None, 0)
+    loss = lambda f, y: 0.5 * jnp.sum((f - y) ** 2)
+    close(predict.flow(loss, ktt, y.tolist())(1.0, None, None, 0)[0], train, 1e-5)
+    close(jax.jit(lambda f: predict.gradient_flow(ktt, y)(1.0, 0.0, None, f)[0])(0.0), train)
+    steps, _ = predict.gradient_descent(ktt, y, 0.1)([3, 2**31 - 1])
+    close(steps[1], y, 1e-6)
+    for dtype in (jnp.float16, jnp.bfloat16):
+        mean = predict.posterior(jnp.asarray(ktt, dtype), ktt, None, y, 1.0).mean
+        assert mean.dtype == jnp.float32
+        close(mean, predict.posterior(ktt, ktt, None, y, 1.0).mean, 0.1)
+
+
+def test_a_rate_of_zero_freezes(blocks: dict[str, np.ndarray]) -> None:
+    ktt, kst, y, f0, g0 = (blocks[name] for name in ("ktt", "kst", "y", "f0", "g0"))
+    times = jnp.asarray([1.0, math.inf])
+    train, test = predict.gradient_flow(ktt, y, lr=0.0)(times, f0, kst, g0)
+    close(train, np.stack([f0] * 2))
+    close(test, np.stack([g0] * 2))
+    prior = predict.ensemble(*pairs(blocks), y, lr=0.0)
+    close(prior.mean, 0 * g0)
+    close(prior.cov, blocks["nss"])
+    close(predict.last_layer(*pairs(blocks), y, lr=0.0).cov, blocks["nss"])
+    assert np.isfinite(jax.grad(lambda lr: predict.gradient_flow(ktt, y, lr)(math.inf)[0].sum())(0.5))
+
+
 def test_steps_become_a_flow(blocks: dict[str, np.ndarray]) -> None:
     """lr/M steps of n·M; with momentum β the time runs 1/(1 − β) as fast."""
     b = blocks
@@ -405,6 +433,16 @@ def mistakes(b: dict[str, np.ndarray]) -> list[tuple[Callable[[], Any], str]]:
         (lambda: predict.gradient_flow(ktt, y)(1.0, 0.0, None, b["g0"]), "f0_test: there is no kst"),
         (lambda: predict.gradient_descent(ktt, y)(1.5), "steps: 1.5 is no whole number"),
         (lambda: predict.gradient_descent(ktt, y)(-1), "steps: -1 is no whole number"),
+        (lambda: predict.gradient_descent(ktt, y)(1 - 2**32), "steps: -4294967295 is no whole number"),
+        (lambda: predict.gradient_flow(ktt, y)(1.0, f0_test=None), "f0_test: there is no kst"),
+        (lambda: predict.gradient_descent(ktt, y)(2**31), "steps: 2147483648 is more than 2147483647"),
+        (lambda: predict.gradient_descent(ktt, y)([1, 2**32 + 1]), "steps: .* is more than"),
+        (lambda: predict.gradient_descent(ktt, y)(2**70), "steps: .* is more than"),
+        (lambda: predict.gradient_descent(ktt, y, momentum=np.ones(2)), r"momentum: has shape \(2,\)"),
+        (lambda: predict.max_learning_rate(ktt, momentum=[0.5]), r"momentum: has shape \(1,\)"),
+        (lambda: predict.gradient_flow(ktt, y)(1.0, 0, None, 7), "f0_test: there is no kst"),
+        (lambda: predict.flow(lambda f, y: ((f - y) ** 2).sum(), ktt, y)(1.0, f0_test=7.0), "f0_test: there is no kst"),
+        (lambda: predict.flow(lambda f, y: f.sum(), ktt, np.arange(N))(1.0, 0.0), "f0_train: is one number"),
         (lambda: predict.gradient_descent(ktt, y, momentum=1.0), "momentum: 1.0 is not in"),
         (lambda: predict.ensemble(ktt, kst, kss, y), "ktt: is one kernel, .* tp.kernels"),
         (lambda: predict.ensemble(*pairs(b), y, -1.0), "t: -1 is not"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import warnings
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,8 +25,9 @@ from sklearn.utils.estimator_checks import check_estimator
 import tensorprog as tp
 from tensorprog.predict import KernelWarning
 from tensorprog.sklearn import NNGPRegressor, NTKClassifier, NTKRegressor, kernel, rank
+from tensorprog.sklearn import estimators as estimators_of
 from tensorprog.sklearn import programs as programs_of
-from tensorprog.sklearn.ranking import left_out, profiled_evidence
+from tensorprog.sklearn.ranking import left_out, one_hot, profiled_evidence
 
 # scikit-learn's stubs take callables and "raise" for mistakes.
 GPR: Any = GaussianProcessRegressor
@@ -81,6 +83,23 @@ def test_regressors_are_the_predictions() -> None:
     np.testing.assert_allclose(close.leave_one_out_, tp.predict.leave_one_out(ktt.nngp, y, 1e-9).mean, rtol=1e-5)
 
 
+def test_a_rate_of_zero_learns_nothing() -> None:
+    x, y = data(8)
+    model = NTKRegressor(keywords=SHALLOW, learning_rate=0.0).fit(x, y)
+    np.testing.assert_allclose(np.stack([model.predict(x), model.leave_one_out_]), 0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::tensorprog.predict.KernelWarning")
+def test_leave_one_out_of_repeated_rows() -> None:
+    """Without a ridge the null space of repeated rows is theirs alone: the limit of small ridges."""
+    x, y = data(8)
+    x, y = np.concatenate([x, x[:1]]), np.concatenate([y, y[:1]])
+    none, small = (NTKRegressor(keywords=SHALLOW, ridge=ridge).fit(x, y).leave_one_out_ for ridge in (0.0, 1e-9))
+    np.testing.assert_allclose(none, small, atol=1e-5)
+    found = [NTKClassifier(keywords=SHALLOW, ridge=ridge).fit(x, y > 0).temperature_ for ridge in (0.0, 1e-9)]
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
 @pytest.mark.slow
 def test_images_from_flat_rows() -> None:
     x, y = digits(60)
@@ -131,11 +150,48 @@ def test_a_function_of_your_own() -> None:
 
 
 @pytest.mark.slow
-def test_sampled_kernels_are_drawn_together() -> None:
+def test_sampled_kernels_are_drawn_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs_of, "nngp", partial(tp.nngp, samples=2048))
+    monkeypatch.setattr(programs_of, "KERNELS", programs_of.Cache(2**24))
     x, y = data(6, 6)
-    model = NNGPRegressor("gru", input_shape=(2, 3), ridge=1e-6)
+    model = NNGPRegressor("gru", input_shape=(3, 2), ridge=1e-6)
     model.fit(x, y)
-    np.testing.assert_allclose(model.predict(x), y, atol=0.3)
+    mean, std = model.predict(x[::2], return_std=True)
+    np.testing.assert_allclose(mean, y[::2], atol=1e-3)
+    assert std.max() < 1e-2
+
+
+@pytest.mark.parametrize("estimator", [NTKRegressor, NNGPRegressor])
+def test_predictions_are_of_one_draw(estimator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of kernels that differ in each call, as sampled ones do: training targets are still met, and nothing varies."""
+    calls = 0
+
+    def drawn(compute: Any) -> Any:
+        def another(*args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return jax.tree.map(lambda k: (1 + 0.2 * calls) * k, compute(*args))
+
+        return another
+
+    for name in ("kernels", "nngp"):
+        monkeypatch.setattr(programs_of, name, drawn(getattr(programs_of, name)))
+    monkeypatch.setattr(programs_of, "KERNELS", programs_of.Cache(2**24))
+    for module in (programs_of, estimators_of):
+        monkeypatch.setattr(module, "is_sampled", lambda program: True)
+    x, y = data(8)
+    model = estimator(keywords=SHALLOW, ridge=1e-9).fit(x, y)
+    mean, std = model.predict(x[::2], return_std=True)
+    np.testing.assert_allclose(mean, y[::2], atol=1e-5)
+    assert calls == 2 and std.max() < 1e-3
+
+
+def test_sampled_kernels_are_no_callables() -> None:
+    x, _ = data(6, 6)
+    k = kernel("gru", input_shape=(3, 2))
+    for call in (lambda: k(x), lambda: k.diag(x)):
+        with pytest.raises(ValueError, match=r"kernels are sampled, .* take NTKClassifier"):
+            call()
 
 
 def test_kernels_for_scikit_learns_machines() -> None:
@@ -235,9 +291,11 @@ def test_ranking() -> None:
     assert lines[0].split()[:3] == ["program", "LOO", "RMSE"] and lines[1].startswith(
         f"mlp(depth={best.keywords['depth']}"
     )
-    model = NTKRegressor(best.program, keywords=best.keywords, ridge=best.ridge).fit(x, y - y.mean())
-    gap = model.leave_one_out_ - (y - y.mean())
+    model = NTKRegressor(best.program, keywords=best.keywords, ridge=best.ridge, normalize_y=True).fit(x, 5 + 2 * y)
+    gap = (model.leave_one_out_ - (5 + 2 * y)) / 2
     assert best.loo == pytest.approx(np.sqrt(np.mean(gap**2)), rel=1e-6)
+    again = rank(x, 5 + 2 * y, programs=["mlp"], depths=(best.keywords["depth"],), variances=(best.keywords["var_w"],))
+    assert again.by_loo[0].loo == pytest.approx(2 * best.loo) and again.by_loo[0].ridge == pytest.approx(best.ridge)
 
 
 def test_what_the_ranking_measures() -> None:
@@ -260,6 +318,10 @@ def test_ranking_of_classes() -> None:
     assert {c.program for c in found.candidates} == set(names) and found.measure == "LOO error"
     assert all(0 <= c.loo < 0.6 for c in found.candidates)
     assert next(c for c in found.candidates if c.program == "mlp_two_widths").keywords == {"var_w": 1.0}
+    c = found.by_loo[0]
+    model = NTKClassifier(c.program, keywords=c.keywords, ridge=c.ridge, input_shape=(8, 8))
+    targets = one_hot(y, 10)
+    assert c.loo == np.mean(model._learn(x, targets).left_out(targets).argmax(1) != y)
 
 
 # -------------------------------------------------------------------------------------------------------- mistakes
@@ -301,8 +363,9 @@ def test_labels_of_any_kind_and_lonely_classes() -> None:
 )
 def test_mistakes_are_value_errors(given: dict[str, Any], words: str) -> None:
     x, y = data()
-    error = tp.ProgramError if "halved" in words else ValueError
-    with pytest.raises(error, match=words):
+    with pytest.raises(ValueError, match=words):
+        NTKRegressor(**given).fit(x, y)
+    with pytest.raises(tp.ProgramError, match=words):
         NTKRegressor(**given).fit(x, y)
 
 
@@ -321,5 +384,28 @@ def test_data_that_do_not_fit() -> None:
         NTKRegressor(keywords=SHALLOW, ridge=0.0).fit(np.repeat(x, 2, 0), np.repeat(y, 2))
     with pytest.raises(ValueError, match="'rbf' is no kernel"):
         kernel("mlp", "rbf")(x)
-    with pytest.raises(ValueError, match="ridges"):
-        rank(x, y, ridges=[0.0])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"ridges": [0.0]}, "ridges: 0.0 is not positive"),
+        ({"ridges": ()}, "ridges: there are none"),
+        ({"depths": ()}, "depths: there are none"),
+        ({"variances": np.array([])}, "variances: there are none"),
+        ({"programs": []}, "programs: there are none"),
+        ({"programs": ["nope"]}, "nope"),
+        ({"y": np.full(30, 2.5)}, "y: all targets are 2.5"),
+        ({"y": ["a"] * 30, "classify": True}, "y: all targets are a"),
+    ],
+)
+def test_what_cannot_be_ranked(given: dict[str, Any], words: str) -> None:
+    x, y = data()
+    with pytest.raises(ValueError, match=words):
+        rank(x, **{"y": y, **given})
+
+
+def test_grids_may_be_arrays() -> None:
+    x, y = data(12)
+    found = rank(x, y, programs=["mlp"], depths=np.array([1]), variances=np.ones(1), ridges=np.logspace(-5, -1, 3))
+    assert found.by_loo[0].keywords == {"depth": 1, "var_w": 1.0}

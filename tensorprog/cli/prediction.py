@@ -7,6 +7,7 @@ import math
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tensorprog import predict
 from tensorprog.cli.arguments import program_and_data
 from tensorprog.data import DIGITS, labelled_digits, load
 from tensorprog.errors import bad_argument
+from tensorprog.ir import Data, Input
 from tensorprog.kernel import Kernels, kernels, nngp
 from tensorprog.plot import check_writable
 
@@ -32,12 +34,14 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--classify", action="store_true", help="targets are classes, not numbers (digits are anyway)")
     parser.add_argument(
-        "--standardise", action="store_true", help="features to mean 0 and variance 1, by the training part"
+        "--standardise",
+        action="store_true",
+        help="features to mean 0 and variance 1, by the training part; not of data:8,8",
     )
     parser.add_argument(
         "--test", type=share, default=0.5, metavar="0.5", help="the share that is held out (default: 0.5)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="which part is held out (default: 0)")
+    parser.add_argument("--seed", type=whole, default=0, help="which part is held out (default: 0)")
     parser.add_argument(
         "--kernel", choices=("ntk", "nngp"), default="ntk", help="train all layers (default), or the last"
     )
@@ -49,7 +53,10 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--lr", type=not_negative, default=1.0, help="its learning rate (default: 1)")
     parser.add_argument(
-        "--out", metavar="FILE.npz", help="write mean, std, targets, which examples were held out, and the kernel"
+        "--out",
+        metavar="FILE.npz",
+        help="write mean, std, targets, which examples were held out, and the kernel; for classes, which column of "
+        "mean is whose",
     )
 
 
@@ -64,6 +71,13 @@ def not_negative(text: str) -> float:
     return value
 
 
+def whole(text: str) -> int:
+    """A whole number of at least 0, for argparse."""
+    if not text.strip().isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
+    return int(text)
+
+
 def share(text: str) -> float:
     """A number between 0 and 1, for argparse."""
     value = not_negative(text)
@@ -74,14 +88,18 @@ def share(text: str) -> float:
 
 @dataclass(frozen=True)
 class Task:
-    """Inputs, targets (N, k) with their mean taken off, labels where they are classes, and which are held out."""
+    """Inputs, targets (N, k) with their mean `offset` taken off, and which are held out.
+
+    Where targets are classes: `classes` (C,) as the data call them, and `labels`, each example's place among them.
+    """
 
     inputs: tuple[np.ndarray, ...]
     targets: np.ndarray
+    offset: np.ndarray
     labels: np.ndarray | None
+    classes: np.ndarray
     train: np.ndarray
     test: np.ndarray
-    classes: int
 
 
 def predict_command(arguments: argparse.Namespace) -> None:
@@ -100,7 +118,7 @@ def predict_command(arguments: argparse.Namespace) -> None:
         raise bad_argument("PROGRAM", why, "give a net of one readout, without sites")
     if len(data[0]) != len(values):
         raise bad_argument("PROGRAM", "it reads examples in batches", "give a net that reads one at a time")
-    task = _task(arguments, tuple(data), values)
+    task = _task(arguments, structure.inputs, tuple(data), values)
     start = time.perf_counter()
     ktt, kst, kss = _kernels(arguments, program, task)
     seconds = time.perf_counter() - start
@@ -139,7 +157,9 @@ def _examples(arguments: argparse.Namespace) -> tuple[list[np.ndarray], np.ndarr
     return loaded, values
 
 
-def _task(arguments: argparse.Namespace, inputs: tuple[np.ndarray, ...], values: np.ndarray) -> Task:
+def _task(
+    arguments: argparse.Namespace, kinds: Sequence[Input | Data], inputs: tuple[np.ndarray, ...], values: np.ndarray
+) -> Task:
     count = len(values)
     held = round(arguments.test * count)
     if not 1 <= held < count:
@@ -149,22 +169,21 @@ def _task(arguments: argparse.Namespace, inputs: tuple[np.ndarray, ...], values:
     order = np.random.default_rng(arguments.seed).permutation(count)
     train, test = np.sort(order[held:]), np.sort(order[:held])
     columns = values.reshape(count, -1).astype(float)
-    labels, classes = None, 0
+    labels, classes = None, np.zeros(0)
     if arguments.classify:
         if columns.shape[1] != 1:
             raise bad_argument(
                 "--classify", f"targets have {columns.shape[1]} columns", "give one class for each example"
             )
-        _, labels = np.unique(columns[:, 0], return_inverse=True)
-        classes = int(labels.max()) + 1
-        if classes == 1 or classes == count:
-            told = "one class only" if classes == 1 else "as many classes as examples"
+        classes, labels = np.unique(values.reshape(count), return_inverse=True)
+        if len(classes) in (1, count):
+            told = "one class only" if len(classes) == 1 else "as many classes as examples"
             raise bad_argument("--classify", told, "leave it out where targets are numbers")
-        columns = np.eye(classes)[labels]
+        columns = np.eye(len(classes))[labels]
     if arguments.standardise:
-        inputs = tuple(_standard(x, train) for x in inputs)
-    mean = columns[train].mean(0) if labels is None else 1 / classes
-    return Task(inputs, columns - mean, labels, train, test, classes)
+        inputs = tuple(_standard(x, train) if isinstance(i, Input) else x for i, x in zip(kinds, inputs, strict=True))
+    offset = columns[train].mean(0) if labels is None else np.full(len(classes), 1 / len(classes))
+    return Task(inputs, columns - offset, offset, labels, classes, train, test)
 
 
 def _standard(x: np.ndarray, train: np.ndarray) -> np.ndarray:
@@ -192,7 +211,7 @@ def _predict(
     arguments: argparse.Namespace, task: Task, ktt: Kernels, kst: Kernels, kss: Kernels
 ) -> tuple[predict.Posterior, np.ndarray, np.ndarray | None, float]:
     """The law of the test outputs, the training outputs, leave-one-out where there is one, the condition number."""
-    y, ridge, end = task.targets[task.train], arguments.ridge, math.isinf(arguments.time)
+    y, ridge, end = task.targets[task.train], arguments.ridge, math.isinf(arguments.time) and arguments.lr > 0
     training = {"lr": arguments.lr, "ridge": ridge}
     kernel = getattr(ktt, arguments.kernel)
     if arguments.kernel == "ntk":
@@ -212,7 +231,7 @@ def _report(
 ) -> None:
     name = {"ntk": "NTK", "nngp": "NNGP"}[arguments.kernel]
     what = (
-        f"{task.classes} classes"
+        f"{len(task.classes)} classes"
         if task.labels is not None
         else f"targets ({len(task.targets)}, {task.targets.shape[1]})"
     )
@@ -240,11 +259,14 @@ def _score(task: Task, outputs: np.ndarray, rows: np.ndarray) -> str:
 
 
 def _write(arguments: argparse.Namespace, task: Task, post: predict.Posterior, ktt: Kernels) -> None:
-    targets = task.targets if task.labels is None else task.labels
+    """All in the data's units: outputs with their offset, labels as the data call them."""
+    targets = task.targets + task.offset if task.labels is None else task.classes[task.labels]
     arrays = {
-        "mean": np.asarray(post.mean), "std": np.asarray(post.std), "targets": targets[task.test],
+        "mean": np.asarray(post.mean) + task.offset, "std": np.asarray(post.std), "targets": targets[task.test],
         "train": task.train, "test": task.test, "kernel": getattr(ktt, arguments.kernel),
     }  # fmt: skip
+    if task.labels is not None:
+        arrays["classes"] = task.classes
     try:
         with open(arguments.out, "wb") as file:
             np.savez(file, **arrays)

@@ -30,10 +30,11 @@ class Plan:
     - `method`: "structured", "jacobian" or "ntvp".
     - `costs`: of each method, in multiply-adds, bytes moved counted as the multiply-adds of their time.
     - `roads`: for each parameter, by its path: "gram" (Gram matrices of inputs and cotangents), "gradient" (its
-      derivative, formed from these), "direct" (its derivative, no larger than an activation's: biases, gains),
-      "jacobian" (its derivative by `jax.vjp`), "ntvp", or "unused".
+      derivative, formed from these), "gram and gradient" (several uses, some so and some so), "direct" (its
+      derivative, no larger than an activation's: biases, gains), "jacobian" (its derivative by `jax.vjp`), "ntvp", or
+      "unused".
     - `block`: the most examples of a block. `bytes`: what the derivatives of two blocks, and their products, will take.
-    - `structured_share`: the share of the parameters' entries on the first three roads.
+    - `structured_share`: the share of the parameters' entries on other roads than "jacobian" and "ntvp".
     """
 
     method: str

@@ -20,6 +20,9 @@ from tensorprog.program import is_concrete
 
 Array = jax.Array
 
+#: The most steps of gradient descent: numbers of steps have 31 bits.
+LARGEST = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -52,7 +55,7 @@ class Problem:
 
     def cross(self, kst: Any, name: str = "kst") -> Array:
         """A kernel of test with training inputs, (N*, N, *S, *S), as (M*, M)."""
-        kernel = _array(kst, name)
+        kernel = array_of(kst, name)
         if (
             kernel.ndim != 2 + 2 * len(self.sites)
             or kernel.shape[2:] != self.sites * 2
@@ -68,7 +71,7 @@ class Problem:
 
     def test(self, kss: Any, cross: Array, name: str = "kss") -> Array:
         """The kernel of the test inputs with themselves, (N*, N*, *S, *S), as (M*, M*)."""
-        kernel = _array(kss, name)
+        kernel = array_of(kss, name)
         count = cross.shape[0] // math.prod(self.sites)
         if kernel.shape != (count, count, *self.sites, *self.sites):
             wanted = _shape(str(count), str(count), self.sites)
@@ -80,7 +83,7 @@ class Problem:
 
     def start(self, f0: Any, rows: int, name: str) -> Array:
         """Outputs before training (N', *tail), or a number for all, as (M', c)."""
-        values = _array(f0, name)
+        values = array_of(f0, name)
         wanted = (rows // math.prod(self.sites), *self.tail)
         if values.ndim and values.shape != wanted:
             raise bad_argument(name, f"has shape {values.shape}, and {wanted} is what fits", "give one output a target")
@@ -94,7 +97,7 @@ def problem(ktt: Any, y: Any, name: str = "ktt") -> Problem:
     """
     kernel, sites = square(ktt, name)
     count = kernel.shape[0] // math.prod(sites)
-    targets = _array(y, "y")
+    targets = array_of(y, "y")
     if targets.ndim == 0 or targets.shape[0] != count:
         held = "is one number" if targets.ndim == 0 else f"has {targets.shape[0]} targets"
         raise bad_argument("y", f"{held}, and {name} is of {count} inputs", f"give an array ({count},) or ({count}, k)")
@@ -110,8 +113,8 @@ def problem(ktt: Any, y: Any, name: str = "ktt") -> Problem:
 
 
 def square(ktt: Any, name: str = "ktt") -> tuple[Array, tuple[int, ...]]:
-    """A kernel of inputs with themselves as a matrix (M, M), and the shape S of one example's outputs."""
-    kernel = _array(ktt, name)
+    """A kernel of inputs with themselves as a matrix (M, M), float32 at least, and the shape S of one's outputs."""
+    kernel = array_of(ktt, name)
     sites = kernel.shape[2 : kernel.ndim // 2 + 1]
     if kernel.ndim < 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[2:] != sites * 2:
         raise bad_argument(
@@ -123,6 +126,8 @@ def square(ktt: Any, name: str = "ktt") -> tuple[Array, tuple[int, ...]]:
     matrix = _matrix(kernel, sites)
     if not jnp.issubdtype(matrix.dtype, jnp.floating):
         matrix = matrix.astype(float)
+    elif jnp.finfo(matrix.dtype).bits < 32:  # nothing is solved in half precision
+        matrix = matrix.astype(jnp.float32)
     if is_concrete(matrix):
         values = np.asarray(matrix)
         size = np.abs(values).max()
@@ -135,7 +140,7 @@ def square(ktt: Any, name: str = "ktt") -> tuple[Array, tuple[int, ...]]:
 
 def at_least_zero(value: Any, name: str, *, infinite: bool = False, what: str = "a number of at least 0") -> Array:
     """A time, ridge or rate: at least 0, no NaN, finite unless it may be infinite."""
-    found = _array(value, name, finite=False)
+    found = array_of(value, name, finite=False)
     if is_concrete(found):
         values = np.asarray(found)
         if np.isnan(values).any() or (values < 0).any() or not (infinite or np.isfinite(values).all()):
@@ -165,22 +170,37 @@ def _one(value: Array, name: str) -> Array:
 
 
 def whole(steps: Any) -> Array:
-    """Numbers of steps, whole and at least 0."""
-    found = _array(steps, "steps", finite=False)
-    if not jnp.issubdtype(found.dtype, jnp.integer) or (is_concrete(found) and (np.asarray(found) < 0).any()):
+    """Numbers of steps, whole and at least 0, of 31 bits."""
+    try:  # before JAX has them, which wraps what is too large
+        given = np.asarray(steps)
+        ints = given.dtype.kind in "iuO"
+        few, many = ints and np.min(given, initial=0) < 0, ints and np.max(given, initial=0) > LARGEST
+    except (TypeError, ValueError):  # traced, or refused below
+        few = many = False
+    if many:
+        raise bad_argument("steps", f"{steps!r} is more than {LARGEST}", "give fewer steps, or gradient_flow's time")
+    found = jnp.zeros(()) if few else array_of(steps, "steps", finite=False)
+    if not jnp.issubdtype(found.dtype, jnp.integer):
         raise bad_argument("steps", f"{steps!r} is no whole number of at least 0", "give an int, or an array of them")
     return found
 
 
+def no_start(f0_test: Any) -> None:
+    """Outputs before training at test inputs, where there are none (no `kst`): refused unless left at 0."""
+    if np.ndim(f0_test) or (is_concrete(f0_test) and f0_test != 0):
+        raise bad_argument("f0_test", "there is no kst that it could be for", "give kst, test with training inputs")
+
+
 def momentum_of(momentum: Any) -> Array:
     """β of the momentum, 0 ≤ β < 1."""
-    found = _array(momentum, "momentum", finite=False)
+    found = _one(array_of(momentum, "momentum", finite=False), "momentum")
     if is_concrete(found) and not (0 <= float(found) < 1):
         raise bad_argument("momentum", f"{momentum!r} is not in [0, 1)", "give 0.9, say")
     return found
 
 
-def _array(value: Any, name: str, *, finite: bool = True) -> Array:
+def array_of(value: Any, name: str, *, finite: bool = True) -> Array:
+    """Real numbers as an array, finite ones unless told otherwise."""
     if isinstance(value, tuple) and hasattr(value, "ntk"):
         raise bad_argument(name, "holds two kernels", "give one of them, .ntk or .nngp")
     if isinstance(value, tuple):

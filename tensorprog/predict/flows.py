@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.errors import ProgramError, bad_argument
-from tensorprog.predict.arguments import at_least_zero, rate_of, square
+from tensorprog.predict.arguments import array_of, at_least_zero, no_start, rate_of, square
 from tensorprog.predict.arguments import problem as problem_of
 from tensorprog.program import is_concrete
 
@@ -56,7 +56,7 @@ def flow(
         raise bad_argument("loss", f"{loss!r} is no function", "give loss(f, y) -> a number")
     square(ktt)
     rate = rate_of(lr)
-    targets = jax.tree.map(jnp.asarray, y)
+    targets = jax.tree.map(jnp.asarray, array_of(y, "y", finite=False) if _is_numbers(y) else y)
 
     def curve(t: Any, f0_train: Any = None, kst: Any = None, f0_test: Any = 0.0) -> tuple[Array, Any]:
         time = at_least_zero(t, "t", what="a finite time of at least 0: under most losses nothing is reached at ∞")
@@ -75,11 +75,17 @@ def flow(
         with jax.default_matmul_precision("highest"):
             train = p.outputs(start - p.kernel @ coefficients)
             if kst is None:
+                no_start(f0_test)
                 return train, None
             cross = p.cross(kst)
             return train, p.outputs(p.start(f0_test, len(cross), "f0_test") - cross @ coefficients)
 
     return curve
+
+
+def _is_numbers(y: Any) -> bool:
+    """Whether it is a list of numbers, nested or not: one array, no tree of many."""
+    return isinstance(y, list) and not any(map(np.ndim, jax.tree.leaves(y)))
 
 
 def _like(y: Any, f0_train: Any) -> Any:
@@ -88,9 +94,8 @@ def _like(y: Any, f0_train: Any) -> Any:
         return f0_train
     if isinstance(y, jax.Array) and jnp.issubdtype(y.dtype, jnp.floating):
         return y
-    raise bad_argument(
-        "f0_train", "is left out, and y does not say how many outputs there are", "give zeros (N, k), say"
-    )
+    held = "is left out" if f0_train is None else "is one number"
+    raise bad_argument("f0_train", f"{held}, and y does not say how many outputs there are", "give zeros (N, k), say")
 
 
 def _number(value: Any) -> Array:

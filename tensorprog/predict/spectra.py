@@ -7,7 +7,7 @@ steps), then
     gain(λ) = (1 − e)/s                 f_t(·) = f_0(·) − K(·, X) gain(Θ) (f_0 − y)
     decay(λ) = (r + λe)/s               f_t(X) − y = decay(Θ) (f_0(X) − y)
 
-Directions below the cutoff, which are rounding, do not move: gain 0, decay 1.
+Directions with s below the cutoff, which are rounding, do not move: gain 0, decay 1.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ def _rate(values: Array, ridge: Array, cutoff: Array) -> tuple[Array, Array]:
 
 
 def _by_flow(rate: Array, time: Array, lr: Array) -> tuple[Array, Array]:
-    """e = e^{−ηst} and (1 − e)/s, (*T, N); at t = ∞ 0 and 1/s, whose derivatives in t are 0."""
-    ends = jnp.isinf(time)[..., None]
-    exponent = lr * jnp.where(ends, 0.0, time[..., None]) * rate
+    """e = e^{−ηst} and (1 − e)/s, (*T, N); at t = ∞ 0 and 1/s, whose derivatives in t are 0. Nothing moves at η = 0."""
+    never = jnp.isinf(time)[..., None]
+    exponent = lr * jnp.where(never, 0.0, time[..., None]) * rate
+    ends = never & (lr > 0)
     return jnp.where(ends, 0.0, jnp.exp(-exponent)), jnp.where(ends, 1.0, -jnp.expm1(-exponent)) / rate
 
 

@@ -16,7 +16,17 @@ import jax
 import jax.numpy as jnp
 
 from tensorprog.errors import bad_argument
-from tensorprog.predict.arguments import Problem, momentum_of, problem, rate_of, ridge_of, square, time_of, whole
+from tensorprog.predict.arguments import (
+    Problem,
+    momentum_of,
+    no_start,
+    problem,
+    rate_of,
+    ridge_of,
+    square,
+    time_of,
+    whole,
+)
 from tensorprog.predict.regression import Posterior
 from tensorprog.predict.solving import Filter, KernelWarning, Spectrum, filtered, spectrum, warn_condition
 from tensorprog.predict.spectra import bits_of, flow_decay, flow_gain, steps_decay, steps_gain
@@ -84,7 +94,8 @@ def gradient_descent(
     Arguments and errors as for `gradient_flow`. A rate above `max_learning_rate` diverges, and says so in a
     `KernelWarning`.
 
-    **Returns:** g(steps, f0_train=0.0, kst=None, f0_test=0.0) -> (train, test), `steps` an int or an array of ints.
+    **Returns:** g(steps, f0_train=0.0, kst=None, f0_test=0.0) -> (train, test), `steps` an int or an array of ints,
+    below 2³¹.
 
     ```python
     >>> import jax.numpy as jnp, tensorprog as tp
@@ -241,8 +252,7 @@ def _outputs(
     numbers = (*numbers, found.cutoff)
     start = p.start(f0_train, len(p.kernel), "f0_train")
     if kst is None:
-        if not isinstance(f0_test, float) or f0_test:
-            raise bad_argument("f0_test", "there is no kst that it could be for", "give kst, test with training inputs")
+        no_start(f0_test)
         return p.outputs(_at_train(decay, found, p.targets, start, numbers)), None
     cross = p.cross(kst)
     f0 = p.start(f0_test, len(cross), "f0_test")

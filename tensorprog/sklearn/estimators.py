@@ -12,7 +12,16 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from tensorprog.sklearn.programs import Source, invalid, kernel_blocks, prior_variances, program_for
+from tensorprog.sklearn.programs import (
+    Joint,
+    Source,
+    invalid,
+    is_sampled,
+    joint_blocks,
+    kernel_blocks,
+    program_for,
+    value_errors,
+)
 from tensorprog.sklearn.smoothing import Smoother, smoother
 
 TEMPERATURES = (1e-2, 1e2)
@@ -43,6 +52,7 @@ class KernelEstimator(BaseEstimator):
             self.keywords = {**(self.keywords or {}), **inner}
         return self
 
+    @value_errors()
     def _learn(self, x: np.ndarray, y: np.ndarray) -> Smoother:
         """Fit targets (N, k); returns the map it was done by."""
         for name, infinite in (("ridge", False), ("time", True), ("learning_rate", False)):
@@ -52,21 +62,24 @@ class KernelEstimator(BaseEstimator):
             ):  # fmt: skip
                 raise invalid(name, f"{value!r} is no number of at least 0", "give 1e-3, say")
         self.program_ = program_for(self.program, self.input_shape, self.keywords, x.shape[1])
-        self.X_fit_ = x
-        found = self._smoother()
+        self.X_fit_, self._targets = x, y
+        found = self._smoother(kernel_blocks(self.program_, x, what=self.kind))
         self.dual_coef_ = found.weights(y)
         return found
 
-    def _blocks(self, test: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        return kernel_blocks(self.program_, self.X_fit_, test, what=self.kind)
+    def _joint(self, test: np.ndarray) -> Joint:
+        return joint_blocks(self.program_, self.X_fit_, test, what=self.kind)
 
-    def _smoother(self) -> Smoother:
-        kernel = self._blocks()[self.kind]
-        return smoother(kernel, self.ridge, getattr(self, "time", math.inf), getattr(self, "learning_rate", 1.0))
+    def _smoother(self, train: dict[str, np.ndarray]) -> Smoother:
+        time, rate = getattr(self, "time", math.inf), getattr(self, "learning_rate", 1.0)
+        return smoother(train[self.kind], self.ridge, time, rate)
 
     def _outputs(self, x: np.ndarray) -> np.ndarray:
-        """(N*, k)."""
-        return self._blocks(x)[self.kind] @ self.dual_coef_
+        """(N*, k). Sampled kernels are of one draw only within a call: there the training block is solved again."""
+        if is_sampled(self.program_):
+            joint = self._joint(x)
+            return joint.cross[self.kind] @ self._smoother(joint.train).weights(self._targets)
+        return kernel_blocks(self.program_, self.X_fit_, x, what=self.kind)[self.kind] @ self.dual_coef_
 
     def _checked(self, x: Any) -> np.ndarray:
         check_is_fitted(self)
@@ -130,7 +143,9 @@ class NTKRegressor(KernelRegressor):
     - `normalize_y`: standardise targets first. The prior has mean 0.
 
     Kernels are computed in double precision, once for each program and data: a search over `ridge`, `time` or
-    `learning_rate` computes each only once in a process. Features should be standardised, in a Pipeline.
+    `learning_rate` computes each only once in a process. Features should be standardised, in a Pipeline. Sampled
+    kernels (`gru`, `lstm`) are drawn anew in each `predict`, of training and test examples together: predictions vary
+    with the call's other rows, within their sampling error; `dual_coef_` and `leave_one_out_` are of the draw of `fit`.
 
     **Attributes:** `program_`, `dual_coef_` (N, k), `X_fit_`, `n_features_in_`; `leave_one_out_`, each training target
     as predicted from the others (exactly at t = ∞).
@@ -170,9 +185,9 @@ class NTKRegressor(KernelRegressor):
 
     def _variances(self, x: np.ndarray) -> np.ndarray:
         """diag(K_** − A K_*ᵀ − K_* Aᵀ + A K Aᵀ), A = Θ_* G."""
-        cross, prior = self._blocks(x), self._blocks()["nngp"]
-        a = self._smoother().weights(cross["ntk"].T).T
-        return prior_variances(self.program_, x) + np.sum(a * (a @ prior - 2 * cross["nngp"]), 1)
+        joint = self._joint(x)
+        a = self._smoother(joint.train).weights(joint.cross["ntk"].T).T
+        return joint.prior + np.sum(a * (a @ joint.train["nngp"] - 2 * joint.cross["nngp"]), 1)
 
 
 class NNGPRegressor(KernelRegressor):
@@ -201,8 +216,9 @@ class NNGPRegressor(KernelRegressor):
         self.normalize_y = normalize_y
 
     def _variances(self, x: np.ndarray) -> np.ndarray:
-        cross = self._blocks(x)["nngp"]
-        return prior_variances(self.program_, x) - np.sum(self._smoother().weights(cross.T).T * cross, 1)
+        joint = self._joint(x)
+        cross = joint.cross["nngp"]
+        return joint.prior - np.sum(self._smoother(joint.train).weights(cross.T).T * cross, 1)
 
 
 class NTKClassifier(ClassifierMixin, KernelEstimator):

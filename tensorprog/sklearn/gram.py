@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from sklearn.gaussian_process.kernels import Kernel
 
-from tensorprog.sklearn.programs import Source, invalid, kernel_blocks, prior_variances, program_for
+from tensorprog.program import Program
+from tensorprog.sklearn.programs import Source, invalid, is_sampled, kernel_blocks, prior_variances, program_for
 
 
 class ProgramKernel(Kernel):
@@ -31,7 +32,7 @@ class ProgramKernel(Kernel):
         if self.kind not in ("ntk", "nngp"):
             raise invalid("kind", f"{self.kind!r} is no kernel", "give 'ntk' or 'nngp'")
         x = np.atleast_2d(np.asarray(X, np.float64))
-        program = program_for(self.program, self.input_shape, self.keywords, x.shape[1])
+        program = self._program(x.shape[1])
         if Y is None:
             found = kernel_blocks(program, x, what=self.kind)
         else:
@@ -42,11 +43,22 @@ class ProgramKernel(Kernel):
     def diag(self, X: Any) -> np.ndarray:
         """K(x, x) of each row, (N,)."""
         x = np.atleast_2d(np.asarray(X, np.float64))
-        program = program_for(self.program, self.input_shape, self.keywords, x.shape[1])
+        program = self._program(x.shape[1])
         if self.kind == "nngp":
             return prior_variances(program, x)
         parts = [x[start : start + 64] for start in range(0, len(x), 64)]
         return np.concatenate([np.diagonal(kernel_blocks(program, part, what="ntk")["ntk"]) for part in parts])
+
+    def _program(self, features: int) -> Program:
+        program = program_for(self.program, self.input_shape, self.keywords, features)
+        if is_sampled(program):
+            raise invalid(
+                "program",
+                "its kernels are sampled, each call another draw, and here training and test kernels are two calls",
+                "take NTKClassifier, NTKRegressor or NNGPRegressor, or one tp.kernels(program, …) of all examples with "
+                "SVC(kernel='precomputed')",
+            )
+        return program
 
     def is_stationary(self) -> bool:
         return False
@@ -66,7 +78,8 @@ def kernel(
     """A program's NTK or NNGP kernel as a callable K(X, Y) for `SVC`, and a Kernel for `GaussianProcessRegressor`.
 
     Arguments as for `NTKRegressor`; `kind` "ntk" or "nngp". Combines with scikit-learn's: `ConstantKernel() * kernel(…)
-    + WhiteKernel()`. Both are computed once for the same data.
+    + WhiteKernel()`. Both are computed once for the same data. Programs whose kernels are sampled (`lstm`) are refused:
+    training and test kernels would be of two draws.
 
     ```python
     >>> from sklearn.datasets import load_iris

@@ -6,9 +6,10 @@ import hashlib
 import inspect
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -34,6 +35,17 @@ class InvalidParameter(ProgramError, ValueError):
 
 def invalid(argument: str, why: str, remedy: str) -> InvalidParameter:
     return InvalidParameter(f"{argument}: {why}; {remedy}")
+
+
+@contextmanager
+def value_errors() -> Iterator[None]:
+    """What programs and kernels refuse, as a ValueError."""
+    try:
+        yield
+    except InvalidParameter:
+        raise
+    except ProgramError as error:
+        raise InvalidParameter(str(error)) from error
 
 
 def program_for(
@@ -144,8 +156,8 @@ def kernel_blocks(
 ) -> dict[str, np.ndarray]:
     """Kernels by name of examples (N, features) with themselves, or of test with training examples, in float64.
 
-    `what` is "nngp" for it alone, "ntk" for both. Sampled kernels (gru, …) are of one draw only within a call, so there
-    training and test examples are sampled together.
+    `what` is "nngp" for it alone, "ntk" for both. Sampled kernels (gru, …) are of one draw only within a call: what is
+    used together is `joint_blocks`.
     """
     leaves = tuple((np.asarray(leaf).tobytes(), np.shape(leaf)) for leaf in program.leaves)
     key = (program.structure, leaves, digest(x), None if test is None else digest(test), what)
@@ -156,9 +168,6 @@ def _kernels(program: Program, x: np.ndarray, test: np.ndarray | None, what: str
     shape = program.structure.inputs[0].shape
     first = np.asarray(x if test is None else test, np.float64)
     second = None if test is None else np.asarray(x, np.float64)
-    rows = len(first)
-    if second is not None and is_sampled(program):
-        first, second = np.concatenate([first, second]), None
     cut = lambda a: None if a is None else a.reshape(len(a), *shape)
     with jax.enable_x64(True):
         if what == "nngp":
@@ -167,11 +176,27 @@ def _kernels(program: Program, x: np.ndarray, test: np.ndarray | None, what: str
             both = kernels(program, cut(first), cut(second))
             found = {"nngp": both.nngp, "ntk": both.ntk}
         arrays = {name: np.asarray(kernel, np.float64) for name, kernel in found.items()}
-    if test is not None and second is None:
-        arrays = {name: kernel[:rows, rows:] for name, kernel in arrays.items()}
     for array in arrays.values():
         array.setflags(write=False)  # it is shared
     return arrays
+
+
+class Joint(NamedTuple):
+    """Kernels by name of training examples (N, N), of test with training examples (N*, N), NNGP variances (N*,)."""
+
+    train: dict[str, np.ndarray]
+    cross: dict[str, np.ndarray]
+    prior: np.ndarray
+
+
+def joint_blocks(program: Program, x: np.ndarray, test: np.ndarray, *, what: str) -> Joint:
+    """All kernels that a prediction takes; sampled ones from one call, so of one draw."""
+    if not is_sampled(program):
+        train, cross = kernel_blocks(program, x, what=what), kernel_blocks(program, x, test, what=what)
+        return Joint(train, cross, prior_variances(program, test))
+    both, n = kernel_blocks(program, np.concatenate([x, test]), what=what), len(x)
+    train, cross = ({name: k[rows, :n] for name, k in both.items()} for rows in (slice(n), slice(n, None)))
+    return Joint(train, cross, np.diagonal(both["nngp"])[n:])
 
 
 def prior_variances(program: Program, x: np.ndarray, chunk: int = 64) -> np.ndarray:

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_X_y
 
 from tensorprog.nets import net
 from tensorprog.sklearn.estimators import one_hot
-from tensorprog.sklearn.programs import invalid, kernel_blocks, program_for
+from tensorprog.sklearn.programs import invalid, kernel_blocks, program_for, value_errors
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,15 @@ class Ranking:
     __str__ = __repr__ = table
 
 
+@value_errors()
 def rank(
     X: Any,
     y: Any,
     *,
     programs: Sequence[str] | None = None,
-    depths: Sequence[int] = (1, 2, 4),
-    variances: Sequence[float] = (1.0, 2.0),
-    ridges: Sequence[float] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+    depths: Sequence[int] | np.ndarray = (1, 2, 4),
+    variances: Sequence[float] | np.ndarray = (1.0, 2.0),
+    ridges: Sequence[float] | np.ndarray = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
     input_shape: tuple[int, ...] | None = None,
     classify: bool | None = None,
     progress: Callable[[], Any] | None = None,
@@ -92,10 +93,11 @@ def rank(
     - `input_shape`: how rows are cut, (8, 8). `classify`: whether y are labels; by default as scikit-learn guesses.
     - `progress`: called after each candidate.
 
-    **Returns:** `Ranking`, printed as a table; `NTKRegressor(c.program, keywords=c.keywords, ridge=c.ridge)` for
-    c = `.by_loo[0]` is the best.
+    **Returns:** `Ranking`, printed as a table. The best, c = `.by_loo[0]`, is `NTKRegressor(c.program,
+    keywords=c.keywords, ridge=c.ridge, normalize_y=True, input_shape=…)`: targets have their mean taken off. For
+    labels it is `NTKClassifier(c.program, keywords=c.keywords, ridge=c.ridge, input_shape=…)`.
 
-    **Raises:** ValueError as the estimators.
+    **Raises:** ValueError as the estimators, for a grid of nothing, and targets that are all the same.
     """
     x, targets = check_X_y(X, y, dtype="float64")
     classify = type_of_target(targets) in ("binary", "multiclass") if classify is None else classify
@@ -103,8 +105,12 @@ def rank(
         programs = ("mlp", "resnet_mlp", "layernorm_mlp")
         if input_shape is not None and len(input_shape) > 1:
             programs = (*programs, "rnn", "cnn_flatten")
-    if not programs or not ridges or min(ridges) <= 0:
-        raise invalid("ridges", "none, or one that is not positive", "give positive ridges and at least one program")
+    grid: Any = {"programs": programs, "depths": depths, "variances": variances, "ridges": ridges}
+    programs, depths, variances, ridges = (_values(name, given) for name, given in grid.items())
+    if not min(ridges) > 0:
+        raise invalid("ridges", f"{min(ridges)} is not positive", "give positive ridges")
+    if np.all(targets == targets[0]):
+        raise invalid("y", f"all targets are {targets[0]!s}", "there is nothing to learn: give targets that differ")
     if classify:
         _, places = np.unique(targets, return_inverse=True)
         columns = one_hot(places, places.max() + 1)
@@ -123,6 +129,14 @@ def rank(
         if progress is not None:
             progress()
     return Ranking(tuple(found), "LOO error" if classify else "LOO RMSE")
+
+
+def _values(name: str, given: Any) -> list[Any]:
+    """An axis of the grid as a list."""
+    values = np.atleast_1d(np.asarray(given)).tolist()
+    if not values:
+        raise invalid(name, "there are none", "give at least one")
+    return values
 
 
 def _grid(

@@ -32,11 +32,16 @@ class Smoother:
         """Each target predicted from the others: y_i − (y − Sy)_i/(1 − S_ii).
 
         Exact for ridge regression; after a finite time of training an approximation (there is no shortcut). Where
-        nothing is left of the residuals, their limit at ridge → 0.
+        nothing is left of a row's residual, its limit at ridge → 0.
         """
-        rest = self.decay if self.decay.max() > 0 else self.gain
-        residual = self.vectors @ (rest[:, None] * (self.vectors.T @ y))
-        return y - residual / (self.vectors**2 @ rest)[:, None]
+        squares, turned = self.vectors**2, self.vectors.T @ y
+        left = squares @ self.decay
+        use = left > len(left) * np.finfo(left.dtype).eps * self.decay.max()  # else rounding of directions that stay
+        share = np.where(use, left, squares @ self.gain)
+        residual = np.where(
+            use[:, None], *(self.vectors @ (rest[:, None] * turned) for rest in (self.decay, self.gain))
+        )
+        return y - residual / share[:, None]
 
 
 def smoother(kernel: np.ndarray, ridge: float, time: float, lr: float) -> Smoother:
