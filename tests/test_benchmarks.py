@@ -125,7 +125,7 @@ def test_digits(tmp_path: Path) -> None:
     "name", [n if n == "rnn" else pytest.param(n, marks=pytest.mark.full) for n in digits.NETS if n != "mlp"]
 )
 def test_digits_through_every_net(name: str) -> None:
-    found = digits.through(name, 60, 0, 1e-3, 2**10)
+    found = digits.through(name, 60, 0, 1e-3, 2**13)  # with fewer draws the noise of a GRU's kernel decides
     for kind in ("nngp", "ntk"):
         assert found[kind]["accuracy"] > 0.25
         assert (found[kind]["error"] is None) == (name != "gru")
