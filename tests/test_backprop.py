@@ -270,6 +270,7 @@ def test_both_roads_to_the_ntk_agree(name: str) -> None:
     assert np.max(found.error.ntk) < 0.05 * np.max(np.abs(exact.ntk))
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_quadrature_makes_the_second_road_exact() -> None:
     def net(x: Any) -> Any:
@@ -312,6 +313,7 @@ def test_ntk_of_w_and_its_transpose_by_finite_networks() -> None:
     assert (np.abs(finite.mean(0) - found.ntk) <= 4 * error + 0.01).all()
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_derivatives_of_the_second_road() -> None:
     program = PROGRAMS["average"]

@@ -33,6 +33,7 @@ def body(page: Path) -> list[list[str]]:
     return [cells(line) for line in lines[2:]]
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_rates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "rates.md"
@@ -131,6 +132,7 @@ def test_digits_through_every_net(name: str) -> None:
         assert (found[kind]["error"] is None) == (name != "gru")
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_sequences(tmp_path: Path) -> None:
     """One case, in a process of its own."""

@@ -260,6 +260,7 @@ def test_sites_and_several_outputs() -> None:
     assert (np.abs(single[0].value - diagonal) <= 5 * single[0].stderr + 1e-5).all()
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_degenerate_covariances() -> None:
     def program(x: Any, var: float) -> Any:

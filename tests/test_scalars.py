@@ -76,6 +76,7 @@ def test_layer_norm_is_its_recursion() -> None:
         np.testing.assert_allclose(np.diag(found.ntk), np.diag(ntk), rtol=1e-6)
 
 
+@pytest.mark.full
 @SLOW
 def test_a_mean_that_moves_with_the_input() -> None:
     """φ(g − c(x)) with a Moment c: numbers of a function that differ from input to input, by both roads."""
