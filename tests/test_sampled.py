@@ -83,7 +83,7 @@ def test_gated_networks_have_the_verified_kernels(name: str) -> None:
 
 QUICK = (*zoo.QUICK, "rnn_mean", "cnn_flatten")
 # Gradients of batch norm over five examples have no variance.
-KINDS = dict.fromkeys(("swiglu", "transformer", "cnn_gap", "rnn_mean", "siamese"), pytest.mark.slow)
+KINDS: dict[str, Any] = dict.fromkeys(("swiglu", "transformer", "cnn_gap", "rnn_mean", "siamese"), pytest.mark.slow)
 NETS_HERE = [
     n if n in QUICK[:4] else pytest.param(n, marks=KINDS.get(n, pytest.mark.full))
     for n in zoo.EXACT

@@ -277,6 +277,28 @@ def test_header_and_declarations() -> None:
     assert lines[2].startswith("  return (conv(v, t conv(C, mix(a, x); 3, SAME); 5, VALID))[0]")
 
 
+@pytest.mark.parametrize("fn", [lambda h: h, lambda h: tp.nonlin(jax.nn.relu, h)], ids=["linear", "relu"])
+@pytest.mark.parametrize("sites", [(), (3,)], ids=["one mean", "a mean a site"])
+def test_a_sum_over_sites_sums_the_means_of_biases(fn: Any, sites: tuple[int, ...]) -> None:
+    """h = Σ_s (U x_s + b_s) has the mean Σ_s m, whether b is one bias or has its own at each site."""
+
+    def f(x: Any) -> Any:
+        n = tp.Width("n")
+        g = tp.weight("U", n, x.features) @ x + tp.bias("b", n, var=0.2, mean=0.3, sites=sites)
+        return tp.weight("v", 1, n) @ fn(tp.sum(g + 0.1 * np.arange(3)))
+
+    def by_hand(x: Any) -> Any:
+        n = tp.Width("n")
+        var = 0.2 * (9 if sites == () else 3)
+        g = tp.weight("U", n, x.features) @ tp.sum(x) + tp.bias("b", n, var=var, mean=3 * 0.3 + 0.1 * 3)
+        return tp.weight("v", 1, n) @ fn(g)
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 2)))
+    np.testing.assert_allclose(
+        tp.nngp(tp.trace(f, tp.Input(3, 2)), x), tp.nngp(tp.trace(by_hand, tp.Input(3, 2)), x), rtol=1e-10
+    )
+
+
 @pytest.mark.parametrize("axes", [[0, 1], range(2), np.array([1, 0]), (np.int64(0), -1)], ids=str)
 def test_axes_come_in_any_list(axes: Any) -> None:
     assert last(lambda e: tp.mean(e.h, axis=axes)) == last(lambda e: tp.mean(e.h))

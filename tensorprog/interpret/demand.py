@@ -160,7 +160,7 @@ class Demand:
                         parts.append(self.outer(means.reshape(term.sites.shape), term.coef, constant, count))
         for a in c:
             for b in d:
-                unit = np.full((count, 1), UNIT)
+                unit = np.full((count, np.shape(a)[1] if np.ndim(a) else 1), UNIT)
                 parts.append(self.outer(unit, a, b, count))
         return parts
 
@@ -372,7 +372,8 @@ class Demand:
     def shift_numbers(self, u: int, sites: Array) -> list[Ids]:
         """The mean of a Gaussian among a function's numbers: monomials, or one cell where it depends on the input."""
         if not self.linear.moving(u):
-            return [m if np.ndim(m) == 0 else m[:, 0] for m in self.linear.constant(u, sites[:, None])]
+            found = self.linear.constant(u, sites[:, None])
+            return [own for m in found for own in ([m] if np.ndim(m) == 0 else m.T)]
         cells = self.mean(u, sites)
         return [] if (cells == ZERO).all() else [-1 - cells]
 

@@ -366,7 +366,9 @@ class Linear:
                 return result
             case SiteSum(x=x, axes=axes):
                 below, wide = self.summed(position, x, axes, sites, coef)
-                return self.constant(x, below, wide, top=False)
+                count = self.monomials.add(float(below.shape[1] // sites.shape[1]), ())
+                found = self.constant(x, below, wide, top=False)
+                return [self.monomials.times(m, count) if np.ndim(m) == 0 else m for m in found]  # equal at all sites
             case _:
                 return []
 
