@@ -466,6 +466,7 @@ def test_wrapping_in_a_lambda_changes_nothing(fn: Any) -> None:
         assert np.abs(a - b).max() <= 1e-6 * np.abs(a).max()
 
 
+@pytest.mark.full
 @SLOW
 def test_bounds_cover_what_a_lambda_changes() -> None:
     """`error=True`: closed forms and the general method agree within the stated bounds."""

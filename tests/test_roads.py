@@ -14,7 +14,7 @@ import reference
 import tensorprog as tp
 from tensorprog.nets import ZOO, net
 
-RATED = ("mlp", "mlp_tied", "mlp_two_widths", "rnn", "rnn_mean", "layernorm_mlp", "dropout_mlp")
+RATED = ("mlp", "mlp_tied", "mlp_two_widths", "rnn", "rnn_mean", "layernorm_mlp")
 """Nets whose finite networks are quick; the others are `full` tests, and `python benchmarks/rates.py` has them all."""
 
 

@@ -262,6 +262,7 @@ def test_inside_a_jit() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_the_gradient_in_inputs_and_numbers() -> None:
     x = X[:2]
@@ -306,6 +307,7 @@ def test_a_step_more_does_not_change_what_came_before() -> None:
     within(few.ntk, np.hypot(few.error.ntk, many.error.ntk), many.ntk, 6.0)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gru", pytest.param("lstm", marks=pytest.mark.full)])
 def test_two_standard_errors_hold_in_95_of_100(name: str) -> None:

@@ -114,6 +114,7 @@ def inexact(scale: float) -> dict[str, Any]:
     return {name: off(rule) for name, rule in moments._RULES.items() if name in ("pair", "one")}
 
 
+@pytest.mark.full
 @SLOW
 @pytest.mark.parametrize("what", ["scalar", pytest.param("joint", marks=pytest.mark.full)])
 def test_errors_of_scalars_and_of_covariances_are_carried_into_functions(what: str, monkeypatch: Any) -> None:
@@ -236,6 +237,7 @@ def test_degrees_are_read_off_the_operations(fn: Any, expected: int | None) -> N
     assert degree(freeze(fn)[0], 1, 1, ()) == expected
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_name_changes_no_number() -> None:
     """A scaled vector beside the bias that it depends on, whose mean counts once."""

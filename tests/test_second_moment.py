@@ -43,6 +43,7 @@ def test_w_and_its_transpose_off_the_path_of_the_output() -> None:
         tp.second_moment(program, "b", "b", X)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_the_kernels_of_a_function_of_two_dependent_gaussians() -> None:
     def net(x: Any) -> Any:
