@@ -19,34 +19,35 @@ from tensorprog.program import Program
 from tensorprog.show import Printer
 
 Key = tuple[Elementwise, tuple[int, ...]]
-"""A function and the positions of its numbers."""
+"""A function and its numbers: positions of monomials, or -1 - cell for scalars of the input."""
 
 MOST = 1024
 """Variances at which a function with numbers from the inputs is looked at: the largest ones."""
 
 
 @lru_cache(maxsize=64)
-def _functions(m: Moments) -> tuple[dict[Key, list[Any]], dict[Elementwise, list[Any]], dict[Elementwise, int]]:
-    """Functions that are not known to be harmless: the same-input cells of their variances; the cells and numbers of
-    those that take scalars of the input; and whose they are."""
-    cells: dict[Key, list[Any]] = {}
-    scaled: dict[Elementwise, list[Any]] = {}
-    owners: dict[Elementwise, int] = {}
+def _functions(m: Moments) -> tuple[dict[Key, list[Any]], dict[Key, int]]:
+    """Functions that are not known to be harmless: the same-input cells of their variances with their numbers, and
+    whose they are."""
+    uses: dict[Key, list[Any]] = {}
+    owners: dict[Key, int] = {}
     for equation in m.demand.cross.equations:
         if isinstance(equation, PairEq):
             for phi, places, numbers, side in (
                 (equation.phi, equation.left, equation.phi_numbers, 0),
                 (equation.psi, equation.right, equation.psi_numbers, 1),
             ):
-                if polynomially_bounded(phi):
-                    continue
-                if (numbers >= 0).all():
-                    cells.setdefault((phi, tuple(numbers[0].tolist())), []).append(places)
-                else:
-                    scaled.setdefault(phi, []).append((places, numbers))
-                _, *pair = m.demand.cross.owners[int(equation.out[0])]
-                owners.setdefault(phi, pair[side])
-    return cells, scaled, owners
+                if not polynomially_bounded(phi):
+                    key = (phi, tuple(numbers[0].tolist()))
+                    uses.setdefault(key, []).append((places, numbers))
+                    _, *pair = m.demand.cross.owners[int(equation.out[0])]
+                    owners.setdefault(key, pair[side])
+    return uses, owners
+
+
+def _of_inputs(key: Key) -> bool:
+    """Whether some of a function's numbers are scalars of the input."""
+    return any(number < 0 for number in key[1])
 
 
 def _refuse(program: Program, position: int, why: str, remedy: str) -> NoReturn:
@@ -59,13 +60,16 @@ def check_functions(program: Program, m: Moments, *, slopes: bool) -> None:
 
     **Raises:** `ProgramError` at the Nonlin's line, naming the function.
     """
-    cells, _, owners = _functions(m)
-    for phi, numbers in cells:
+    uses, owners = _functions(m)
+    for key in uses:
+        if _of_inputs(key):
+            continue
+        phi, numbers = key
         monomials = m.demand.linear.monomials.values(program.leaves, jnp.result_type(float)) if numbers else ()
         values = tuple(monomials[i] for i in numbers)
         fault = _look(phi, values, slopes) if numbers else _singular(phi, slopes)
         if fault is not None:
-            _refuse(program, owners[phi], fault, _DEFINED)
+            _refuse(program, owners[key], fault, _DEFINED)
 
 
 def check_expectations(program: Program, m: Moments, same: Any, *, slopes: bool) -> None:
@@ -75,25 +79,35 @@ def check_expectations(program: Program, m: Moments, same: Any, *, slopes: bool)
     different examples that a batch has (at least 2, with `slopes` at least 4).
     """
     _check_batches(program, m, same, slopes=slopes)
-    cells, scaled, owners = _functions(m)
-    if not cells and not scaled:
+    uses, owners = _functions(m)
+    if not uses:
         return
     dtype = same.value.dtype
     monomials = m.demand.linear.monomials.values(program.leaves, dtype)
-    for (phi, numbers), places in cells.items():
+    for key, found in uses.items():
+        if _of_inputs(key):
+            _check_scaled(program, m, same, key, slopes=slopes)
+            continue
+        phi, numbers = key
         values = tuple(monomials[i] for i in numbers)
-        variance = max(float(np.max(same.value[:, m.same.kept(place)])) for place in places)
+        variance = max(float(np.max(same.value[:, m.same.kept(places)])) for places, _ in found)
         if bool(diverges(phi, jnp.asarray(variance, dtype), values)):
-            _refuse(program, owners[phi], *_grows(phi, variance))
-    for phi, uses in scaled.items():
-        for places, numbers in uses:
-            variances, values = _largest(m, same, places, numbers, monomials)
-            fault = _look(phi, tuple(float(v[0]) for v in values), slopes)
-            if fault is not None:
-                _refuse(program, owners[phi], fault, _DEFINED)
-            infinite = np.asarray(jax.vmap(partial(diverges, phi))(variances, values))
-            if infinite.any():
-                _refuse(program, owners[phi], *_grows(phi, float(variances[infinite.argmax()])))
+            _refuse(program, owners[key], *_grows(phi, variance))
+
+
+def _check_scaled(program: Program, m: Moments, same: Any, key: Key, *, slopes: bool) -> None:
+    """The same for a function whose numbers are scalars of the input, where it has the largest variances."""
+    uses, owners = _functions(m)
+    phi, _ = key
+    monomials = m.demand.linear.monomials.values(program.leaves, same.value.dtype)
+    for places, numbers in uses[key]:
+        variances, values = _largest(m, same, places, numbers, monomials)
+        fault = _look(phi, tuple(float(v[0]) for v in values), slopes)
+        if fault is not None:
+            _refuse(program, owners[key], fault, _DEFINED)
+        infinite = np.asarray(jax.vmap(partial(diverges, phi))(variances, values))
+        if infinite.any():
+            _refuse(program, owners[key], *_grows(phi, float(variances[infinite.argmax()])))
 
 
 _DEFINED = "take a function that is defined everywhere and stays away from poles: 1 / (|z| + c), or jnp.where"
@@ -108,8 +122,8 @@ def _grows(phi: Elementwise, variance: float) -> tuple[str, str]:
 
 def _largest(m: Moments, same: Any, places: Any, numbers: Any, monomials: Any) -> tuple[Any, tuple[Any, ...]]:
     """The largest variances, and a function's numbers where they are: program numbers or scalars of the input."""
-    variances = same.value[:, m.same.kept(places)]  # (blocks, uses, n)
-    order = np.argsort(-np.asarray(variances).reshape(-1), kind="stable")[:MOST]
+    variances = np.asarray(same.value[:, m.same.kept(places)])  # (blocks, uses, n)
+    order = np.argsort(-variances.reshape(-1), kind="stable")[:MOST]
 
     def column(own: Any) -> Any:
         if (own >= 0).all():
@@ -118,7 +132,7 @@ def _largest(m: Moments, same: Any, places: Any, numbers: Any, monomials: Any) -
             values = np.asarray(same.value[:, m.same.kept(-1 - own)])
         return jnp.asarray(np.broadcast_to(values, variances.shape).reshape(-1)[order])
 
-    return jnp.asarray(np.asarray(variances).reshape(-1)[order]), tuple(column(own) for own in numbers.T)
+    return jnp.asarray(variances.reshape(-1)[order]), tuple(column(own) for own in numbers.T)
 
 
 def _check_batches(program: Program, m: Moments, same: Any, *, slopes: bool) -> None:

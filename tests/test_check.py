@@ -223,6 +223,22 @@ def test_str():
     assert np.all([word in text for word in ("theorem's hypotheses", "forward use of W and Wᵀ")])
 
 
+@pytest.mark.slow
+def test_a_function_that_grows_too_fast_is_refused_where_it_does():
+    """The same function with two numbers: the line is that of the number which is too large."""
+
+    def net(x):
+        n = tp.Width("n")
+        g = tp.weight("U", n, x.features) @ x
+        fn = lambda z, c: jnp.exp(c * z**2)
+        h = tp.nonlin(fn, g, scalars=(0.01,))
+        return tp.weight("v", 1, n) @ h + tp.weight("w", 1, n) @ tp.nonlin(fn, g, scalars=(0.4,))
+
+    line = net.__code__.co_firstlineno + 5
+    with pytest.raises(tp.ProgramError, match=rf"test_check.py:{line}"):
+        tp.nngp(tp.trace(net, tp.Input(2)), jnp.ones((1, 2)))
+
+
 @pytest.mark.parametrize(("fn", "what"), [(jnp.reciprocal, "grows like"), (jnp.sqrt, "is nan")])
 def test_kernels_refuse_functions_that_are_undefined(fn, what):
     def net(x):
