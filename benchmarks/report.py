@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from tensorprog.gia import forward_transposes
-from tensorprog.planning import kernel_plan
+from tensorprog.interpret.system import integrated, kernel_structure, output_targets
 from tensorprog.program import Program
 
 KEPT = Path(__file__).parent / ".kept"
@@ -47,7 +47,8 @@ def is_refused(program: Program) -> bool:
 
 def is_sampled(program: Program) -> bool:
     """Whether its kernels are estimated from samples."""
-    return kernel_plan(program, 1).how.startswith("sampled")
+    structure = kernel_structure(program, "kernels")
+    return not integrated(structure, output_targets(structure))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

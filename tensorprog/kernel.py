@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +10,10 @@ import jax.numpy as jnp
 
 from tensorprog.batch import batch, random_key, require_program
 from tensorprog.decomposition import backward_kernels
-from tensorprog.errors import NotIntegrated, bad_argument
+from tensorprog.errors import bad_argument
 from tensorprog.evaluation import evaluate, finite
 from tensorprog.gia import backward_products, forward_transposes
-from tensorprog.interpret.system import Targets, kernel_structure, moments, parameter_weights, refuse
+from tensorprog.interpret.system import integrated, kernel_structure, output_targets, parameter_weights, refuse
 from tensorprog.ir import ScalarType, Structure
 from tensorprog.limits import SAMPLES, Options
 from tensorprog.program import Program, is_concrete
@@ -155,7 +154,7 @@ def second_moment(
     arrays = _data(structure, x1, x2)
     _check_draws(samples, key)
     pair = (positions[0], positions[1])
-    if not _integrated(structure, (pair,)):
+    if not integrated(structure, (pair,)):
         found = sampled_second_moment(program, *arrays, pair, samples, key)
         return found if structure.inputs else found[0, 0]
     return evaluate(program, *arrays, (pair,), tangent=False)[0]["value"]
@@ -181,13 +180,13 @@ def ntk_by_parameter(
     weights = parameter_weights(program, convention, widths)
     names = [p.name for p in structure.parameters]
     _check_draws(samples, key)
-    if not _integrated(structure, _targets(structure)):
+    if not integrated(structure, output_targets(structure)):
         alone = [weights * one for one in jnp.eye(len(weights))[: len(names)]]
         own = [sampled_kernels(program, *arrays, w, samples, key) for w in alone]
         terms = [[_sampled(program, kernel, False).ntk for kernel in found] for found in own]
         parts = [dict(zip(names, term, strict=True)) for term in zip(*terms, strict=True)]
         return _outputs(parts, structure.single)
-    results = evaluate(program, *arrays, _targets(structure), tangent=True, weights=weights, split=True)
+    results = evaluate(program, *arrays, output_targets(structure), tangent=True, weights=weights, split=True)
     parts = [{name: jnp.asarray(r["tangent"][i]) for i, name in enumerate(names)} for r in results]
     return _outputs(parts, structure.single)
 
@@ -216,11 +215,17 @@ def _kernels(
     arrays = _data(structure, x1, x2)
     weights = parameter_weights(program, convention, widths)
     _check_draws(samples, key)
-    if not _integrated(structure, _targets(structure)):
+    if not integrated(structure, output_targets(structure)):
         draws = sampled_kernels(program, *arrays, weights if what == "ntk" else None, samples, key)
         return [_sampled(program, k, error) for k in draws], structure.single
     results = evaluate(
-        program, *arrays, _targets(structure), tangent=what == "ntk", error=error, weights=weights, progress=progress
+        program,
+        *arrays,
+        output_targets(structure),
+        tangent=what == "ntk",
+        error=error,
+        weights=weights,
+        progress=progress,
     )
     found = []
     for r in results:
@@ -247,16 +252,6 @@ def _check_draws(samples: Any, key: Any) -> None:
         random_key(key)
 
 
-@lru_cache(maxsize=256)
-def _integrated(structure: Structure, targets: Targets) -> bool:
-    """Whether the recursion has a rule for every expectation; where it has none, they are sampled."""
-    try:
-        moments(structure, targets)
-    except NotIntegrated:
-        return False
-    return True
-
-
 def _is_backward(method: str) -> bool:
     if method not in ("differentiate", "backward"):
         raise bad_argument("method", f"{method!r} is no road to the NTK", "give 'differentiate' or 'backward'")
@@ -280,10 +275,6 @@ def _backward(
         nngp, ntk, nngp_error, ntk_error = (k[:n1, columns] if first else k[0, 0] for k in whole)
         found.append(Kernels(nngp, ntk, Bounds(nngp_error, ntk_error)))
     return found, structure.single
-
-
-def _targets(structure: Structure) -> Targets:
-    return tuple((o, o) for o in structure.outputs)
 
 
 def _data(structure: Structure, x1: Any, x2: Any) -> tuple[tuple[Array, ...], tuple[Array, ...] | None]:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tensorprog.errors import NotIntegrated
 from tensorprog.evaluation import is_costly, tile_side
 from tensorprog.interpret.plan import Group, Plan, Run
-from tensorprog.interpret.system import Moments, kernel_structure, moments
+from tensorprog.interpret.system import Moments, integrated, kernel_structure, moments, output_targets
 from tensorprog.program import Program
 from tensorprog.sampling.kernels import default_samples, division
 from tensorprog.sampling.plan import plan
@@ -50,10 +49,9 @@ def kernel_plan(program: Program, inputs: int, *, itemsize: int = 8, tangent: bo
     **Raises:** `ProgramError` for programs that the kernel interpreter does not take.
     """
     structure = kernel_structure(program, "kernel --plan")
-    try:
-        m = moments(structure, tuple((o, o) for o in structure.outputs))
-    except NotIntegrated:
+    if not integrated(structure, output_targets(structure)):
         return _sampled(program, inputs, itemsize, tangent)
+    m = moments(structure, output_targets(structure))
     side = tile_side(m)
     blocks = -(-inputs // side)
     count = blocks * (blocks + 1) // 2 if all(u == v for u, v in m.targets) else blocks**2

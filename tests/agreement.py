@@ -19,8 +19,7 @@ import numpy as np
 
 import tensorprog as tp
 from tensorprog import limits
-from tensorprog.errors import NotIntegrated
-from tensorprog.interpret.system import moments
+from tensorprog.interpret import system
 
 SAMPLES = 2**14
 AGAIN = (1, 16, 64)
@@ -61,12 +60,7 @@ def outputs(found: Any) -> tuple[tp.Kernels, ...]:
 
 def integrated(program: tp.Program) -> bool:
     """Whether the recursion's kernels are integrals, and not sampled."""
-    structure = program.structure
-    try:
-        moments(structure, tuple((o, o) for o in structure.outputs))
-    except NotIntegrated:
-        return False
-    return True
+    return system.integrated(program.structure, system.output_targets(program.structure))
 
 
 def deviation(program: tp.Program, x: Any, samples: int, key: Any, *, error: bool = False) -> Deviation:

@@ -20,6 +20,11 @@ def function_of(f: Any) -> Callable[[Any, Any], Any]:
     return f
 
 
+def at_one(f: Callable[[Any, Any], Any], params: PyTree, x: PyTree) -> Any:
+    """f of batches at one example, f(params, x[None])[0]."""
+    return f(params, jax.tree.map(lambda leaf: leaf[None], x))[0]
+
+
 def batches(x1: PyTree, x2: PyTree | None) -> tuple[PyTree, PyTree | None]:
     x1 = _batch(x1, "x1")
     if x2 is None:

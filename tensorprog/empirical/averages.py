@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from tensorprog.empirical.arguments import (
+    at_one,
     batch_limit,
     batches,
     described,
@@ -83,7 +84,7 @@ def nngp(
         params = draw(key)
 
         def outputs(x: PyTree) -> Array:
-            return f(params, jax.tree.map(lambda leaf: leaf[None], x))[0].reshape(sizes)
+            return at_one(f, params, x).reshape(sizes)
 
         left = jax.lax.map(outputs, x1, batch_size=limit)
         right = left if x2 is None else jax.lax.map(outputs, x2, batch_size=limit)

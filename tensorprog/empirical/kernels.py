@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from tensorprog.empirical.arguments import (
     Axes,
+    at_one,
     batch_limit,
     batches,
     function_of,
@@ -229,7 +230,7 @@ def _task(
     named = output_axes(shape, **axes)
 
     def outputs(theta: list[Array], x: PyTree) -> Array:
-        return named.laid_out(f(merge(theta), jax.tree.map(lambda leaf: leaf[None], x))[0])
+        return named.laid_out(at_one(f, merge(theta), x))
 
     problem = Problem(
         outputs,

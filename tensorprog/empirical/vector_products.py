@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from tensorprog.empirical.arguments import (
+    at_one,
     batch_limit,
     batches,
     described,
@@ -79,7 +80,7 @@ def ntk_vector_product(
     limit = batch_limit(batch_size, BATCH)
 
     def outputs(theta: list[Array], x: PyTree) -> Array:
-        return jax.vmap(lambda one: f(merge(theta), jax.tree.map(lambda leaf: leaf[None], one))[0])(x)
+        return jax.vmap(lambda one: at_one(f, merge(theta), one))(x)
 
     def product(theta: list[Array], x1: PyTree, x2: PyTree, v: Array) -> Array:
         def pulled(total: list[Array], block: tuple[PyTree, Array, Array]) -> tuple[list[Array], None]:

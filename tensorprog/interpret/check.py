@@ -16,7 +16,7 @@ from tensorprog.functions.frozen import Function
 from tensorprog.gia import Finding, backward_products, forward_transposes, reached, readout_findings
 from tensorprog.interpret.growth import Growth, Numbers, jump, measure
 from tensorprog.interpret.roads import Responses, Road, expectations, particles, possible
-from tensorprog.interpret.system import moments
+from tensorprog.interpret.system import moments, output_targets
 from tensorprog.ir import Data, Input, MatMul, Moment, Nonlin, Structure
 from tensorprog.program import Program, is_concrete
 from tensorprog.show import Printer
@@ -140,7 +140,7 @@ def _integrated(structure: Structure) -> bool:
     if backward_products(structure, structure.outputs):
         return True
     try:
-        moments(structure, tuple((o, o) for o in structure.outputs))
+        moments(structure, output_targets(structure))
     except ProgramError:
         return False
     return True

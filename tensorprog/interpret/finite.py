@@ -45,6 +45,8 @@ def init(program: Program, key: jax.Array, width: int | Mapping[str, int]) -> Pa
     size = sizes(program, width)
     dtype = jnp.result_type(float)
     params = {}
+    if structure.parameters:
+        key = random_key(key)
     for parameter in structure.parameters:
         dims = (parameter.dim,) if isinstance(parameter, Bias) else (parameter.rows, parameter.cols)
         window = () if isinstance(parameter, Bias) else parameter.window
@@ -60,7 +62,7 @@ def init(program: Program, key: jax.Array, width: int | Mapping[str, int]) -> Pa
 
 def _named_key(key: jax.Array, name: str) -> jax.Array:
     """A parameter's own key."""
-    return jax.random.fold_in(random_key(key), zlib.crc32(name.encode()) & 0x7FFFFFFF)
+    return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 
 def apply(program: Program, params: Mapping[str, jax.Array], x: Any = None, *, at: str | None = None) -> Any:

@@ -126,12 +126,13 @@ def _one(
     not raise E 1(u > −c) 1(u > −c)."""
     _, phi, psi, _ = group.form  # type: ignore[misc]
     own, others = numbers
-    moves: list[Move] = [[[((var,), n)]] for n in others]
+    call = lambda numbers: ((var,), numbers)
     if phi == psi and len(others) % 2 == 0:
         half = len(others) // 2
-        both = [(left[0], right[1]) for left, right in zip(others[:half], others[half:], strict=True)]
-        pairs = zip(others[:half], others[half:], both, strict=True)
-        moves = [[[((var,), left), ((var,), right)], [((var,), n)]] for left, right, n in pairs]
+        pairs = zip(others[:half], others[half:], strict=True)
+        moves: list[Move] = [[[call(p), call(q)], [call((p[0], q[1]))]] for p, q in pairs]
+    else:
+        moves = [[[call(n)]] for n in others]
     if error is not None:
         moves.append([[((var + error,), own)]])
     roads = partial(base.expect_one_slope, phi, psi), partial(base.expect_one_error, phi, psi)

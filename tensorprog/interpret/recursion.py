@@ -16,7 +16,15 @@ from tensorprog.interpret.equation_text import Writer
 from tensorprog.interpret.equations import PairEq
 from tensorprog.interpret.families import Family, families
 from tensorprog.interpret.latex import latex
-from tensorprog.interpret.system import Moments, cross_stage, kernel_structure, moments, parameter_weights, same_stage
+from tensorprog.interpret.system import (
+    Moments,
+    cross_stage,
+    kernel_structure,
+    moments,
+    output_targets,
+    parameter_weights,
+    same_stage,
+)
 from tensorprog.program import Program
 from tensorprog.show import Printer, number_text
 
@@ -41,7 +49,7 @@ class Recursion:
     def __init__(self, program: Program):
         structure = kernel_structure(program, "recursion")
         self.program = program
-        self.targets = tuple((o, o) for o in structure.outputs)
+        self.targets = output_targets(structure)
         self.moments = moments(structure, self.targets)
         leaves = _concrete(program)
         with jax.ensure_compile_time_eval():  # numbers are printed, also inside a user's transformation

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.batch import require_program
-from tensorprog.errors import ProgramError, bad_argument, problem
+from tensorprog.errors import NotIntegrated, ProgramError, bad_argument, problem
 from tensorprog.gia import Finding, backward_products, forward_transposes, readout_findings
 from tensorprog.interpret.buffers import Alone, Buffer, Context
 from tensorprog.interpret.demand import Demand
@@ -95,6 +95,21 @@ def moments(structure: Structure, targets: Targets, *, everything: bool = False)
     tables = Tables.of(demand.cross)
     kept = np.arange(len(demand.cross.owners)) if everything else np.concatenate(cells)
     return Moments(demand, targets, same, plan(demand.cross, kept, same, tables), tuple(cells), tables)
+
+
+def output_targets(structure: Structure) -> Targets:
+    """Each output with itself: what kernels are made of."""
+    return tuple((o, o) for o in structure.outputs)
+
+
+@lru_cache(maxsize=256)
+def integrated(structure: Structure, targets: Targets) -> bool:
+    """Whether the recursion has a rule for every expectation; where it has none, they are sampled."""
+    try:
+        moments(structure, targets)
+    except NotIntegrated:
+        return False
+    return True
 
 
 def _complete(demand: Demand) -> bool:

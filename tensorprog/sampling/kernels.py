@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from tensorprog.batch import random_key
 from tensorprog.errors import bad_argument
 from tensorprog.ir import Sites
 from tensorprog.program import Program, is_concrete
@@ -67,16 +66,14 @@ def sampled_kernels(
     outputs = structure.outputs
 
     def read(run: Run) -> list[tuple[Array, Array | None]]:
-        return [_symmetric(run.kernels(output)) for output in outputs]
+        return [_symmetric(run.second_moments(output, output)) for output in outputs]
 
-    found, first, size = _replicates(program, x1, x2, outputs, read, weights, samples, key)
-    columns = slice(0, first) if x2 is None else slice(first, None)
+    found, summary = _replicates(program, x1, x2, outputs, read, weights, samples, key)
     results = []
     for output, (values, tangents) in zip(outputs, found, strict=True):
         sites = structure.types[output].sites
-        summary = partial(_summary, size=size, sites=(sites, sites), first=first, columns=columns)
-        nngp, nngp_error = summary(values)
-        ntk, ntk_error = (None, None) if tangents is None else summary(tangents)
+        nngp, nngp_error = summary(values, sites, sites)
+        ntk, ntk_error = (None, None) if tangents is None else summary(tangents, sites, sites)
         results.append(Sampled(nngp, ntk, nngp_error, ntk_error))
     return results
 
@@ -90,11 +87,9 @@ def sampled_second_moment(
     key: Any = None,
 ) -> Array:
     """lim u·v̄/n of two vectors (u, v) = `pair`, (N1, N2, *S_u, *S_v), from draws as for `sampled_kernels`."""
-    read = lambda run: run.second_moment(*pair)
-    found, first, size = _replicates(program, x1, x2, pair, read, None, samples, key)
-    columns = slice(0, first) if x2 is None else slice(first, None)
-    u, v = (program.structure.types[p].sites for p in pair)
-    return _summary(found, size, (u, v), first, columns)[0]
+    read = lambda run: run.second_moments(*pair)[0]
+    found, summary = _replicates(program, x1, x2, pair, read, None, samples, key)
+    return summary(found, *(program.structure.types[p].sites for p in pair))[0]
 
 
 def _replicates(
@@ -106,15 +101,15 @@ def _replicates(
     weights: Array | None,
     samples: int | None,
     key: Any,
-) -> tuple[Any, int, int]:
-    """(what `read` takes from each replicate's run, stacked; the examples of x1; those of both batches)."""
+) -> tuple[Any, Callable[..., tuple[Array, Array]]]:
+    """What `read` takes from each replicate's run, stacked; and how it is summed up, for sites of both vectors."""
     first = x1[0].shape[0] if x1 else 1
     joined = x1 if x2 is None else tuple(jnp.concatenate(pair) for pair in zip(x1, x2, strict=True))
     size = joined[0].shape[0] if joined else 1
     made = plan(program.structure, ends, size)
     dtype = jnp.result_type(*(joined or (float,)))
     replicates, points = division(made, default_samples(samples, made, dtype))
-    keys = jax.random.split(jax.random.key(0) if key is None else random_key(key), replicates)
+    keys = jax.random.split(jax.random.key(0) if key is None else key, replicates)
 
     def one(key: Array) -> Any:
         run = Run(program, joined, made, Draws(key, made.gaussians, points, dtype), weights, dtype)
@@ -122,8 +117,11 @@ def _replicates(
         return read(run)
 
     if all(is_concrete(jnp.asarray(a)) for a in jax.tree.leaves((program.leaves, joined, weights))):
-        return jax.tree.map(lambda *a: jnp.stack(a), *map(one, keys)), first, size
-    return jax.lax.map(jax.checkpoint(one), keys), first, size
+        found = jax.tree.map(lambda *a: jnp.stack(a), *map(one, keys))
+    else:
+        found = jax.lax.map(jax.checkpoint(one), keys)
+    columns = slice(0, first) if x2 is None else slice(first, None)
+    return found, partial(_summary, size=size, first=first, columns=columns)
 
 
 def _symmetric(kernels: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
@@ -161,7 +159,7 @@ def division(made: Plan, samples: int) -> tuple[int, int]:
     return max(replicates, round(samples / points)), points
 
 
-def _summary(found: Array, size: int, sites: tuple[Sites, Sites], first: int, columns: slice) -> tuple[Array, Array]:
+def _summary(found: Array, left: Sites, right: Sites, *, size: int, first: int, columns: slice) -> tuple[Array, Array]:
     """(mean, standard error) of replicates (T, R, R̄), as (N1, N2, *S, *S̄)."""
     count = len(found)
     widened = stats.t.ppf(0.975, count - 1) / stats.norm.ppf(0.975)
@@ -169,8 +167,7 @@ def _summary(found: Array, size: int, sites: tuple[Sites, Sites], first: int, co
     error = jax.lax.stop_gradient(found.std(0, ddof=1)) * (widened / math.sqrt(count))
 
     def shaped(rows: Array) -> Array:
-        left, right = map(math.prod, sites)
-        pairs = jnp.swapaxes(rows.reshape(size, left, size, right), 1, 2)[:first, columns]
-        return pairs.reshape(*pairs.shape[:2], *sites[0], *sites[1])
+        pairs = jnp.swapaxes(rows.reshape(size, math.prod(left), size, math.prod(right)), 1, 2)[:first, columns]
+        return pairs.reshape(*pairs.shape[:2], *left, *right)
 
     return shaped(mean), shaped(error)

@@ -34,7 +34,7 @@ from tensorprog.ir import (
 )
 from tensorprog.program import Program
 from tensorprog.sampling.draws import Draws
-from tensorprog.sampling.families import Block, Family, Law, gram
+from tensorprog.sampling.families import Family, Law
 from tensorprog.sampling.plan import Plan
 from tensorprog.sampling.vectors import Atom, Vector, at_sites, drawn
 
@@ -305,42 +305,24 @@ class Run:
         """The examples and a vector's sites."""
         return (len(self.inputs[0]) if self.inputs else 1, *x.sites)
 
-    def second_moment(self, u: int, v: int) -> Array:
-        """lim u·v̄/n over all rows (examples, sites) of both; exact where both are linear in what was drawn."""
+    def second_moments(self, u: int, v: int) -> tuple[Array, Array | None]:
+        """lim u·v̄/n and that of their tangents over all rows (examples, sites) of both; exact where both are linear in
+        what was drawn."""
         x, y = self.values[u], self.values[v]
         if x.drawn is not None or y.drawn is not None:
-            left, right = (self.draw(z).block(self.rows(z)).values for z in (x, y))
-            return gram(left, right) / self.draws.points
-        total = jnp.zeros((math.prod(self.rows(x)), math.prod(self.rows(y))), self.dtype)
-        for p in x.parts.keys() & y.parts.keys():
-            left, right = (z.parts[p].block(self.rows(z)) for z in (x, y))
-            total = total + self.laws[p].covariances(left.product(right))[0]
+            left, right = (self.draw(z).block(self.rows(z)) for z in (x, y))
+            values, tangents = left.product(right)
+            return values / self.draws.points, None if tangents is None else tangents / self.draws.points
+        value = tangent = jnp.zeros((math.prod(self.rows(x)), math.prod(self.rows(y))), self.dtype)
+        for p in x.parts:
+            if p in y.parts:
+                left, right = (z.parts[p].block(self.rows(z)) for z in (x, y))
+                own, learned = self.laws[p].covariances(left.product(right))
+                value, tangent = value + own, tangent + learned
         if x.constant is not None and y.constant is not None:
             left, right = (jnp.broadcast_to(z.constant, self.rows(z)).reshape(-1) for z in (x, y))
-            total = total + left[:, None] * right
-        return total
-
-    def kernels(self, output: int) -> tuple[Array, Array | None]:
-        """Second moments of an output and of its tangent, over all rows (examples, sites)."""
-        x: Vector = self.values[output]
-        shape = self.rows(x)
-        if x.drawn is not None:
-            block = self.draw(x).block(shape)
-            return _moments(block)
-        blocks = [(self.laws[p], atom.block(shape)) for p, atom in x.parts.items()]
-        found = [law.covariances(block.product(block)) for law, block in blocks]
-        zero = jnp.zeros((math.prod(shape),) * 2, self.dtype)
-        value, tangent = (sum((pair[k] for pair in found), zero) for k in (0, 1))
-        if x.constant is not None:
-            own = jnp.broadcast_to(x.constant, shape).reshape(-1)
-            value = value + own[:, None] * own
+            value = value + left[:, None] * right
         return value, tangent if self.tangents else None
-
-
-def _moments(block: Block) -> tuple[Array, Array | None]:
-    size = block.values.shape[-1]
-    tangent = None if block.tangent is None else gram(block.tangent, block.tangent) / size
-    return gram(block.values, block.values) / size, tangent
 
 
 def _apart(a: Array, rank: int) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,7 +88,7 @@ class KernelEstimator(BaseEstimator):
         return checked
 
 
-class KernelRegressor(RegressorMixin, KernelEstimator):
+class KernelRegressor(RegressorMixin, KernelEstimator, ABC):
     """Regression; targets (N,) or (N, k), standardised first where `normalize_y` says so."""
 
     normalize_y: Any
@@ -117,8 +118,9 @@ class KernelRegressor(RegressorMixin, KernelEstimator):
         std = np.sqrt(np.maximum(self._variances(x), 0.0))  # rounding leaves −1e-17
         return mean, (std[:, None] * self.y_scale_).reshape(tail)
 
+    @abstractmethod
     def _variances(self, x: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+        """Of outputs with standardised targets, (N*,)."""
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -43,11 +43,7 @@ class ProgramKernel(Kernel):
     def diag(self, X: Any) -> np.ndarray:
         """K(x, x) of each row, (N,)."""
         x = np.atleast_2d(np.asarray(X, np.float64))
-        program = self._program(x.shape[1])
-        if self.kind == "nngp":
-            return prior_variances(program, x)
-        parts = [x[start : start + 64] for start in range(0, len(x), 64)]
-        return np.concatenate([np.diagonal(kernel_blocks(program, part, what="ntk")["ntk"]) for part in parts])
+        return prior_variances(self._program(x.shape[1]), x, self.kind)
 
     def _program(self, features: int) -> Program:
         program = program_for(self.program, self.input_shape, self.keywords, features)

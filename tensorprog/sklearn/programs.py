@@ -15,10 +15,10 @@ import jax
 import numpy as np
 
 from tensorprog.errors import ProgramError
+from tensorprog.interpret.system import integrated, kernel_structure, output_targets
 from tensorprog.ir import Input
 from tensorprog.kernel import kernels, nngp
 from tensorprog.nets import NETS, net
-from tensorprog.planning import kernel_plan
 from tensorprog.program import Program
 from tensorprog.tracing.run import trace
 
@@ -199,14 +199,15 @@ def joint_blocks(program: Program, x: np.ndarray, test: np.ndarray, *, what: str
     return Joint(train, cross, np.diagonal(both["nngp"])[n:])
 
 
-def prior_variances(program: Program, x: np.ndarray, chunk: int = 64) -> np.ndarray:
-    """The NNGP kernel of each example with itself, (N,), by diagonal blocks."""
+def prior_variances(program: Program, x: np.ndarray, kind: str = "nngp", chunk: int = 64) -> np.ndarray:
+    """A kernel of each example with itself, (N,), by diagonal blocks."""
     parts = [x[start : start + chunk] for start in range(0, len(x), chunk)]
-    return np.concatenate([np.diagonal(_kernels(program, part, None, "nngp")["nngp"]) for part in parts])
+    return np.concatenate([np.diagonal(_kernels(program, part, None, kind)[kind]) for part in parts])
 
 
 def is_sampled(program: Program) -> bool:
-    return kernel_plan(program, 1).how.startswith("sampled")
+    structure = kernel_structure(program, "kernels")
+    return not integrated(structure, output_targets(structure))
 
 
 def digest(x: np.ndarray) -> bytes:
