@@ -18,11 +18,12 @@
 The views: `print`, `check`, `recursion` say what the program is; `init`, `apply` are the finite network; `nngp`, `ntk`,
 `kernels`, `ntk_by_parameter`, `second_moment` its limit; `backprop` and `sgd_step` make programs of a program, `limit`
 is the limit of any average; `empirical` the finite-width kernels of any JAX function, `linearize` and `taylor_expand`
-the function near its parameters; `predict` what training does, and inference; `compare` finite against limit.
+the function near its parameters; `predict` what training does, and inference; `compare` and `compare_training` finite
+against limit.
 """
 
 from tensorprog import empirical, functions, nets, predict
-from tensorprog.comparison import Comparison, compare
+from tensorprog.comparison import Comparison, TrainingComparison, compare, compare_training
 from tensorprog.errors import ProgramError
 from tensorprog.interpret.check import Reason, Report, check
 from tensorprog.interpret.finite import apply, init
@@ -53,12 +54,14 @@ __all__ = [
     "Reason",
     "Recursion",
     "Report",
+    "TrainingComparison",
     "Width",
     "apply",
     "backprop",
     "bias",
     "check",
     "compare",
+    "compare_training",
     "concat",
     "conv",
     "conv_local",

@@ -69,7 +69,12 @@ def comparison_figure(comparisons: Sequence[Any], path: str | Path | None = None
     for row, found in zip(axes, comparisons, strict=True):
         _errors(row[0], found)
         for column, kind in ((1, "nngp"), (3, "ntk")):
-            _kernels(made, row[column : column + 2], found, kind)
+            pair = row[column : column + 2]
+            if kind in found.limit:
+                _kernels(made, pair, found, kind)
+            else:
+                for axis in pair:
+                    axis.set_axis_off()
     if path is not None:
         save(made, path)
     return made
@@ -106,6 +111,60 @@ def _kernels(made: Any, axes: Sequence[Any], found: Any, kind: str) -> None:
 def _square(kernel: np.ndarray) -> np.ndarray:
     """A kernel as a picture: over sites, their mean."""
     return kernel if kernel.ndim == 2 else kernel.reshape(*kernel.shape[:2], -1).mean(-1)
+
+
+def training_figure(comparisons: Sequence[Any], path: str | Path | None = None) -> Any:
+    """A row for each comparison: a test output in its band, the loss, the four deviations against width.
+
+    **Raises:** `ProgramError` when matplotlib is not installed, or `path` can't be written.
+    """
+    made = figure(15, 3.8 * len(comparisons))
+    axes = made.subplots(len(comparisons), 3, squeeze=False)
+    for row, found in zip(axes, comparisons, strict=True):
+        _one_output(row[0], found)
+        _losses(row[1], found)
+        _deviations(row[2], found)
+    if path is not None:
+        save(made, path)
+    return made
+
+
+def _one_output(axis: Any, found: Any) -> None:
+    """The first output compared: the ensemble's mean ± 2 sd, networks of the largest width, predictions dashed."""
+    first = lambda values: values.reshape(*values.shape[:2], -1)[:, found.tested][:, 0, 0]
+    band = found.band
+    mean, std = first(band.mean), first(band.std)
+    axis.fill_between(band.steps, mean - 2 * std, mean + 2 * std, alpha=0.2, color="tab:blue", label="limit ± 2 sd")
+    axis.plot(band.steps, mean, color="tab:blue")
+    for number, one in enumerate(found.paths[found.widths[-1]]):
+        labels = (f"width {found.widths[-1]}", "predicted from f₀") if number == 0 else (None, None)
+        axis.plot(one.steps, first(one.outputs), "-", color="tab:orange", linewidth=1, label=labels[0])
+        axis.plot(one.steps, first(one.limit), "k--", linewidth=1, label=labels[1])
+    axis.set(xlabel="steps", ylabel="output of one input", title=found.name)
+    axis.legend(fontsize=8)
+
+
+def _losses(axis: Any, found: Any) -> None:
+    band = found.band
+    axis.plot(band.steps, band.loss, "k--", label="limit, expected")
+    for width, paths in found.paths.items():
+        colour = axis.plot(paths[0].steps, paths[0].loss / paths[0].loss[0], linewidth=1, label=f"width {width}")
+        for one in paths[1:]:
+            axis.plot(one.steps, one.loss / one.loss[0], linewidth=1, color=colour[0].get_color())
+    axis.set(xlabel="steps", ylabel="loss / loss at the start", yscale="log")
+    axis.legend(fontsize=8)
+
+
+def _deviations(axis: Any, found: Any) -> None:
+    widths = np.array(found.widths, dtype=float)
+    for kind, values in found.deviations.items():
+        rate = f", rate {found.rates[kind][0]:.2f}" if len(widths) > 1 else ""
+        spread = values.std(1, ddof=1) if values.shape[1] > 1 else 0 * widths
+        axis.errorbar(widths, values.mean(1), spread, fmt="o-", capsize=3, label=found.titles[kind] + rate)
+    axis.set(xscale="log", yscale="log", xlabel="width", ylabel="relative deviation")
+    axis.set_xticks(widths, map(str, found.widths))
+    axis.set_xticks([], minor=True)
+    axis.legend(fontsize=8)
 
 
 def save(made: Any, path: str | Path, argument: str = "path") -> None:

@@ -41,6 +41,13 @@ def fresh_process() -> Callable[[str], str]:
 
 
 @pytest.fixture(autouse=True)
+def quick_compilation(request: pytest.FixtureRequest) -> None:
+    """XLA leaves most optimizations out where a test runs briefly: compiling takes most of its time, and twice as long
+    with them. Slow tests run what users run."""
+    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(autouse=True)
 def bounded_executables() -> Iterator[None]:
     """Compiled functions are dropped now and then: a process may map only so many pieces of memory, and each executable
     takes several (Linux allows 65 530, after which the process dies)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 
 import tensorprog as tp
 from tensorprog.comparison import fitted_rate
-from tensorprog.nets import ZOO
+from tensorprog.comparison.matching import expected, matched
+from tensorprog.nets import ZOO, net
 
 
 def inputs(program: tp.Program, n: int) -> jax.Array:
@@ -180,3 +182,137 @@ def test_table_and_picture(tmp_path: Any) -> None:
 def test_bad_arguments(keywords: dict[str, Any], words: str) -> None:
     with pytest.raises(tp.ProgramError, match=words):
         tp.compare(ZOO["mlp"], **{"x1": jnp.ones((2, 4)), **keywords})
+
+
+# -- a network of the user's own ---------------------------------------------------------------------------------------
+
+OWN = net("mlp").program(tp.Input(5), depth=2)
+
+
+class Dense(nn.Module):
+    """The zoo's MLP of two layers in Flax, in standard parametrization, with a head of three."""
+
+    width: int
+    var_b: float = 0.1
+    fn: Any = nn.relu
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        normal = lambda var: nn.initializers.variance_scaling(var, "fan_in", "normal")
+        for _ in range(2):
+            bias = nn.initializers.normal(self.var_b**0.5)
+            x = self.fn(nn.Dense(self.width, kernel_init=normal(2.0), bias_init=bias)(x))
+        return nn.Dense(3, use_bias=False, kernel_init=normal(1.0))(x)
+
+
+def flax(**keywords: Any) -> Any:
+    def finite(width: int, key: Any) -> Any:
+        model = Dense(width, **keywords)
+        return model.apply, model.init(key, jnp.ones((1, 5)))
+
+    return finite
+
+
+def test_a_flax_model_converges_to_the_programs_limit() -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5)), jnp.float32)
+    found = tp.compare(OWN, x, finite=flax(), convention="standard", widths=(32, 512), seeds=8)
+    assert found.checked.startswith("finite is the program") and found.checked in found.table()
+    assert set(found.errors) == {"ntk"} and found.errors["ntk"].shape == (2, 8)
+    slope, se = found.rates["ntk"]
+    assert abs(slope + 0.5) < 4 * se and found.rate == slope
+    limit = tp.ntk(OWN, x, convention="standard", widths=512)
+    np.testing.assert_allclose(found.limit["ntk"], limit, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("finite", "convention", "words"),
+    [
+        (flax(), "multiplier-std", r"finite: at width 32 its NTK is .* times the program's.*convention='standard'"),
+        (flax(var_b=0.05), "standard", r"Dense_0'\]\['bias'\] is the program's b1, .* 0\.[45]\d* times"),
+        (flax(fn=jnp.tanh), "standard", r"finite: at width 32 .* times the program's"),
+        (lambda width, key: None, "standard", r"returns NoneType, not \(f, params\)"),
+        (
+            lambda width, key: (lambda p, x: x[:, None], {}),
+            "standard",
+            r"f returns shape \(4, 1, 5\), and the program's",
+        ),
+        ("Dense", "standard", "finite: 'Dense' is no function"),
+        (None, "standard", "convention: the program's own networks"),
+        (flax(), "papers", "convention: 'papers' is none"),
+    ],
+)
+def test_a_model_that_is_another_network(finite: Any, convention: str, words: str) -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5)), jnp.float32)
+    with pytest.raises(tp.ProgramError, match=words):
+        tp.compare(OWN, x, finite=finite, convention=convention, widths=(32, 64), seeds=1)
+
+
+@pytest.mark.slow
+def test_a_model_whose_arrays_are_others_is_compared_by_means() -> None:
+    """Both layers' weights and biases in one array each: no array is a parameter of the program."""
+
+    def finite(width: int, key: Any) -> Any:
+        own = tp.init(OWN, key, width)
+        params = {"in": jnp.concatenate([own["W1"], own["b1"][:, None]], 1), "rest": (own["W2"], own["b2"], own["v"])}
+
+        def f(params: Any, x: Any) -> Any:
+            w2, b2, v = params["rest"]
+            w1, b1 = params["in"][:, :-1], params["in"][:, -1]
+            return tp.apply(OWN, {"W1": w1, "b1": b1, "W2": w2, "b2": b2, "v": v}, x)
+
+        return f, params
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5)), jnp.float32)
+    found = tp.compare(OWN, x, finite=finite, widths=(64, 256), seeds=4)
+    assert "means of 256" in found.checked
+    assert found.errors["ntk"][-1].mean() < 0.4
+
+
+class Convolutional(nn.Module):
+    """The zoo's CNN of one layer with a flattened readout, in Flax."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        normal = lambda var: nn.initializers.variance_scaling(var, "fan_in", "normal")
+        bias = nn.initializers.normal(0.1**0.5)
+        h = nn.relu(nn.Conv(self.width, (3,), kernel_init=normal(2.0), bias_init=bias)(x))
+        return nn.Dense(1, use_bias=False, kernel_init=normal(1.0))(h.reshape(len(h), -1))[:, 0]
+
+
+def test_a_flattened_readout_is_found() -> None:
+    program = net("cnn_flatten").program(tp.Input(4, 2), depth=1)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 2)), jnp.float32)
+    params = Convolutional(16).init(jax.random.key(0), x)
+    ours = expected(program, 16, "standard")
+    found = matched(program, ours, Convolutional(16).apply, params, x)
+    assert found is not None and "Dense_0" in found.paths["v"] and "Conv_0" in found.paths["W1"]
+    other = jax.tree.map(lambda p: p[..., ::-1], params)
+    assert matched(program, ours, lambda p, x: Convolutional(16).apply(params, x), other, x) is None
+
+
+@pytest.mark.slow
+def test_a_convolution_of_another_layout() -> None:
+    """(out, in, *window), as Equinox has it; two batches, a picture of one kernel."""
+    program = net("cnn_flatten").program(tp.Input(4, 2), depth=1, var_b=0.5)
+
+    def finite(width: int, key: Any) -> Any:
+        own = tp.init(program, key, width)
+        scale = {"W1": (2 / 6) ** 0.5, "b1": 0.5**0.5, "v": (4 * width) ** -0.5}
+        kernel = scale["W1"] * jnp.moveaxis(own["W1"], 0, -1)
+        params = {"kernel": kernel, "bias": scale["b1"] * own["b1"], "head": scale["v"] * jnp.moveaxis(own["v"], 0, -1)}
+
+        def f(params: Any, x: Any) -> Any:
+            h = jax.lax.conv_general_dilated(
+                jnp.moveaxis(x, -1, 1), params["kernel"], (1,), "SAME", dimension_numbers=("NCH", "OIH", "NHC")
+            )
+            return jnp.einsum("nsc,rcs->n", jax.nn.relu(h + params["bias"]), params["head"])
+
+        return f, params
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4, 2)), jnp.float32)
+    found = tp.compare(program, x[:3], x[3:], finite=finite, convention="standard", widths=(32, 512), seeds=6)
+    assert found.checked.startswith("finite is the program")
+    assert found.limit["ntk"].shape == (3, 2) and found.errors["ntk"][-1].mean() < 0.2
+    found.plot()

@@ -17,6 +17,9 @@ import numpy as np
 
 from tensorprog.cli.arguments import add_data, add_program, integers, positive, program_and_data, program_of
 from tensorprog.cli.prediction import DIGITS_COUNT, add_prediction, predict_command
+from tensorprog.cli.training import ONLY, add_training, training
+from tensorprog.cli.training import SEEDS as TRAINING_SEEDS
+from tensorprog.cli.training import WIDTHS as TRAINING_WIDTHS
 from tensorprog.comparison import Comparison, compare
 from tensorprog.data import digits
 from tensorprog.errors import ProgramError, bad_argument
@@ -26,7 +29,7 @@ from tensorprog.ir import Input
 from tensorprog.kernel import kernels, nngp, ntk
 from tensorprog.nets import NETS, net
 from tensorprog.planning import kernel_plan
-from tensorprog.plot import check_picture, check_writable, comparison_figure, save
+from tensorprog.plot import check_picture, check_writable, comparison_figure, save, training_figure
 from tensorprog.program import Program
 
 EXAMPLES = """examples:
@@ -36,9 +39,11 @@ EXAMPLES = """examples:
   tensorprog kernel rnn --data digits --out k.npz    the NNGP and NTK of 20 digits
   tensorprog check my_net.py:net --input 4           which limit theorem applies to a net of your own
   tensorprog compare mlp --widths 64,256 --seeds 4   one net, other widths
+  tensorprog compare rnn --training                  its networks in training, beside the predicted curve
   tensorprog predict rnn --kernel nngp --inputs 400  digits told apart by an infinitely wide RNN
 """
 WIDTHS = (64, 128, 256, 512, 1024, 2048)
+SEEDS = 5
 
 
 def show_command(arguments: argparse.Namespace) -> None:
@@ -112,6 +117,17 @@ def _writable_arrays(out: str) -> None:
 
 def compare_command(arguments: argparse.Namespace) -> None:
     check_picture(arguments.out, "--out")
+    widths, seeds = (TRAINING_WIDTHS, TRAINING_SEEDS) if arguments.training else (WIDTHS, SEEDS)
+    arguments.widths, arguments.seeds = arguments.widths or widths, arguments.seeds or seeds
+    if arguments.training:
+        trained = training(arguments, _Bar)
+        print(trained, end="\n\n")
+        save(training_figure([trained]), arguments.out, "--out")
+        print(f"picture written to {arguments.out}")
+        return
+    for option in ONLY:
+        if getattr(arguments, option) is not None:
+            raise bad_argument(f"--{option}", "it is read in training only", "add --training, or leave it out")
     if arguments.program is None:
         for option, value in (("--set", arguments.settings), ("--input", arguments.input), ("--data", arguments.data)):
             if value:
@@ -230,9 +246,10 @@ def parser() -> argparse.ArgumentParser:
     add_program(one, optional=True)
     add_data(one)
     one.add_argument(
-        "--widths", type=integers, default=WIDTHS, metavar="64,128", help="widths (default: 64,128,…,2048)"
+        "--widths", type=integers, metavar="64,128", help="widths (default: 64,128,…,2048; in training 64,256,1024)"
     )
-    one.add_argument("--seeds", type=positive, default=5, metavar="S", help="networks of each width (default: 5)")
+    one.add_argument("--seeds", type=positive, metavar="S", help="networks of each width (default: 5; in training 3)")
+    add_training(one)
     one.add_argument(
         "--out",
         metavar="FILE.png",

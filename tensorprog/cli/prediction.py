@@ -110,7 +110,8 @@ def predict_command(arguments: argparse.Namespace) -> None:
     for name, value in (("--ridge", arguments.ridge), ("--lr", arguments.lr)):
         if math.isinf(value):
             raise bad_argument(name, "it is infinite", "give a finite number")
-    loaded, values = _examples(arguments)
+    loaded, values = examples(arguments, DIGITS_COUNT)
+    arguments.classify = arguments.classify or (arguments.data or [DIGITS]) == [DIGITS]
     program, data = program_and_data(arguments, loaded=loaded)
     structure = program.structure
     if not structure.single or getattr(structure.types[structure.outputs[0]], "sites", ()):
@@ -135,14 +136,13 @@ def predict_command(arguments: argparse.Namespace) -> None:
         _write(arguments, task, post, ktt)
 
 
-def _examples(arguments: argparse.Namespace) -> tuple[list[np.ndarray], np.ndarray]:
-    """An array for each input, and the targets as they stand: (N,), (N, k)."""
+def examples(arguments: argparse.Namespace, digits: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """An array for each input, and the targets as they stand: (N,), (N, k); by default so many digits."""
     names = arguments.data or [DIGITS]
     if names == [DIGITS]:
         if arguments.targets is not None:
             raise bad_argument("--targets", "digits have their own", "leave it out, or give --data too")
-        arguments.classify = True
-        images, labels = labelled_digits(DIGITS_COUNT if arguments.inputs is None else arguments.inputs)
+        images, labels = labelled_digits(digits if arguments.inputs is None else arguments.inputs)
         return [images], labels
     loaded = [load(name, arguments.inputs) for name in names]
     if arguments.targets is not None:

@@ -1,0 +1,106 @@
+"""What the limit says before any network is trained: a learning rate, how many steps, the law of outputs at each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tensorprog.comparison.paths import Task
+from tensorprog.errors import bad_argument
+
+#: Recorded times until the expected loss has fallen; a network that takes longer is followed `LONGER` times as far.
+GRID = 16
+LONGER = 4
+MOST = 2**22
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """The law of outputs at all inputs after `steps` (T,) steps, over infinitely wide networks: (T, N, *k).
+
+    `loss` (T,): the expected loss, in units of that at the start.
+    """
+
+    steps: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    loss: np.ndarray
+
+
+class Ensemble:
+    """Infinitely wide networks under gradient descent on ½ Σ ‖f − y‖², in double precision.
+
+    `theta` (N, n, *S, *S) and `nngp` (N, N, *S, *S) are of all N inputs, of which the first n are trained.
+    """
+
+    def __init__(self, nngp: np.ndarray, theta: np.ndarray, task: Task):
+        self.task, self.sites = task, theta.shape[2 : theta.ndim // 2 + 1]
+        self.cross, self.prior = matrix(theta), matrix(nngp)
+        self.trained = self.cross.shape[1]
+        self.values, self.vectors = np.linalg.eigh(self.cross[: self.trained])
+        self.y = np.asarray(task.y, np.float64).reshape(self.trained, -1)
+
+    def rate(self, lr: Any) -> float:
+        """η as the user gave it, or 1/λ_max."""
+        if lr is None:
+            return float(1 / self.values[-1])
+        if isinstance(lr, bool) or not isinstance(lr, float | int | np.number) or not (np.isfinite(lr) and lr > 0):
+            raise bad_argument("lr", f"{lr!r} is no learning rate", "give a positive number, or leave it out")
+        if lr * self.values[-1] > 2:
+            largest = f"the largest stable one in the limit is {2 / self.values[-1]:.3g}"
+            raise bad_argument("lr", f"{lr:g} diverges: {largest}", "give a smaller one, or leave it out")
+        return float(lr)
+
+    def grid(self, lr: float, fall: float) -> list[int]:
+        """Steps to look at: `GRID` until the expected loss has fallen by the part `fall`, and on in the same paces."""
+        reached = lambda steps: self.left(lr, [steps])[0] <= 1 - fall
+        most = 1
+        while not reached(most):
+            most *= 2
+            if most > MOST:
+                left = 100 * self.left(lr, [MOST])[0]
+                raise bad_argument(
+                    "fall", f"in the limit {left:.0f} % of the loss are left after {MOST} steps: these targets lie "
+                    "where the kernel is close to singular", "give a smaller fall, or other data",
+                )  # fmt: skip
+        low = most // 2
+        while most - low > 1:
+            middle = (low + most) // 2
+            low, most = (low, middle) if reached(middle) else (middle, most)
+        return sorted({round(most * k / GRID) for k in range(LONGER * GRID + 1)})
+
+    def left(self, lr: float, steps: Sequence[int]) -> np.ndarray:
+        """E loss in units of that at the start: Σ_i (1 − ηλ_i)^{2t} (‖u_i·y‖² + k u_iᵀ K u_i), u_i Θ's eigenvectors."""
+        own = self.prior[: self.trained, : self.trained]
+        spread = np.einsum("ji,jk,ki->i", self.vectors, own, self.vectors)
+        power = ((self.vectors.T @ self.y) ** 2).sum(1) + self.y.shape[1] * spread
+        remains = (1 - lr * self.values) ** (2.0 * np.asarray(steps)[:, None])
+        return remains @ power / power.sum()
+
+    def band(self, lr: float, steps: Sequence[int]) -> Band:
+        """Mean A y and covariance K − A K_X − K_Xᵀ Aᵀ + A K_XX Aᵀ, A_t = Θ_* Θ⁻¹(1 − (1 − ηΘ)ᵗ)."""
+        n = self.trained
+        means, spreads = [], []
+        for t in steps:
+            small = self.values < 1e-10 * self.values[-1]
+            gain = np.where(small, lr * t, (1 - (1 - lr * self.values) ** t) / np.where(small, 1.0, self.values))
+            a = self.cross @ (self.vectors * gain) @ self.vectors.T
+            mixed = np.einsum("ij,ij->i", a, self.prior[:, :n])
+            kept = np.einsum("ij,jk,ik->i", a, self.prior[:n, :n], a)
+            means.append(a @ self.y)
+            spreads.append(np.sqrt(np.maximum(np.diag(self.prior) - 2 * mixed + kept, 0.0)))
+        count = len(self.task.x[0])
+        mean = np.stack(means).reshape(len(steps), count, *self.task.y.shape[1:])
+        rows = np.stack(spreads).reshape(len(steps), count, *self.sites)  # the same for all rows of a readout
+        std = np.broadcast_to(rows.reshape(*rows.shape, *(1,) * (mean.ndim - rows.ndim)), mean.shape)
+        return Band(np.asarray(steps), mean, std, self.left(lr, steps))
+
+
+def matrix(kernel: np.ndarray) -> np.ndarray:
+    """(N, M, *S, *S) as (N·|S|, M·|S|), in double precision."""
+    size = int(np.prod(kernel.shape[2 : kernel.ndim // 2 + 1]))
+    blocks = kernel.reshape(*kernel.shape[:2], size, size).astype(np.float64)
+    return blocks.transpose(0, 2, 1, 3).reshape(kernel.shape[0] * size, kernel.shape[1] * size)

@@ -1,0 +1,172 @@
+"""A network of the user's own beside a program: its kernels, and whether the two are the same network at one width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tensorprog import empirical
+from tensorprog.comparison.arguments import as_given
+from tensorprog.comparison.matching import Expected, Match, expected, matched, named_leaves
+from tensorprog.errors import bad_argument
+from tensorprog.interpret.finite import apply, init
+from tensorprog.interpret.system import parameter_weights
+from tensorprog.ir import VectorType
+from tensorprog.program import Program
+
+Array = jax.Array
+Finite = Callable[[int, Array], tuple[Callable[[Any, Any], Array], Any]]
+"""finite(width, key) -> (f, params), f(params, x) -> outputs."""
+Draw = Callable[[Array], dict[str, Array]]
+"""key -> {"outputs": their second moment, "ntk": …} of one network."""
+
+CHECKED = 256
+"""How many networks of each the check draws, on at most `EXAMPLES` examples."""
+EXAMPLES = 4
+FAR = 4.0
+"""From how many standard errors on two means are different."""
+
+TITLES = {"outputs": "the second moment of its outputs", "ntk": "its NTK"}
+
+
+def model(finite: Finite, program: Program, width: int, x1: Any, x2: Any = None) -> Draw:
+    """Kernels of the user's network of one width, averaged over its last output axis where the program has rows."""
+    if not callable(finite):
+        raise bad_argument("finite", f"{finite!r} is no function", "give finite(width, key) -> (f, params)")
+    sites = _sites(program)
+
+    def draw(key: Array) -> dict[str, Array]:
+        made = finite(width, key)
+        if not (isinstance(made, tuple) and len(made) == 2 and callable(made[0])):
+            raise bad_argument(
+                "finite", f"finite({width}, key) returns {type(made).__name__}, not (f, params)",
+                "return a function f(params, x) -> outputs and its parameters",
+            )  # fmt: skip
+        f, params = made[0], _cast(made[1], x1[0].dtype)
+        y = f(params, as_given(x1))
+        expected = (len(x1[0]), *sites)
+        if jnp.shape(y)[: len(expected)] != expected or jnp.ndim(y) > len(expected) + 1:
+            raise bad_argument(
+                "finite", f"f returns shape {jnp.shape(y)}, and the program's outputs are {expected}",
+                f"return {expected}, or {(*expected, 'k')} for k independent rows",
+            )  # fmt: skip
+        axes = -1 if jnp.ndim(y) > len(expected) else ()
+        return {
+            "outputs": _moment(y, sites),
+            "ntk": empirical.ntk(f, params, as_given(x1), as_given(x2), trace_axes=axes),
+        }
+
+    return draw
+
+
+def own_network(program: Program, width: int, convention: str, x: Any) -> Draw:
+    """The same of the program, its derivatives under a convention: each parameter's lr · f_p/scale²."""
+    sites = _sites(program)
+    weights = [parameter_weights(program, c, width) for c in (convention, "multiplier-std")]
+    ratios = jnp.where(weights[1] > 0, weights[0] / jnp.where(weights[1] > 0, weights[1], 1.0), 0.0)
+    rates = {
+        p.name: program.leaves[p.lr.index] * ratio
+        for p, ratio in zip(program.structure.parameters, ratios, strict=True)
+    }
+
+    def draw(key: Array) -> dict[str, Array]:
+        params = _cast(init(program, key, width), x[0].dtype)
+        moment = _moment(apply(program, params, x), sites)
+        return {"outputs": moment, "ntk": empirical.ntk(program, params, x, lr=rates)}
+
+    return draw
+
+
+def check_same(finite: Finite, program: Program, width: int, convention: str, x: Any) -> str:
+    """That model and program compute the same thing at one width.
+
+    Where the model's arrays can be told to be the program's parameters, by trying, both are the same function; then
+    each array's second moment over `CHECKED` draws must be the parameter's. Elsewhere the second moment of the outputs
+    and the NTK, means over `CHECKED` networks of each, must agree within `FAR` standard errors of their difference.
+
+    **Returns:** what was found, in words. **Raises:** `ProgramError` where they differ.
+    """
+    x = jax.tree.map(lambda a: a[:EXAMPLES], x)
+    draw = model(finite, program, width, x)
+    jax.eval_shape(draw, jax.random.key(0))  # what is no model of these outputs is told first
+    f, params = finite(width, jax.random.key(0))
+    ours = expected(program, width, convention)
+    found = matched(program, ours, f, _cast(params, x[0].dtype), as_given(x))
+    if found is None:
+        return _check_means(draw, own_network(program, width, convention, x), width, convention)
+    _check_variances(finite, ours, found, width)
+    return f"finite is the program: at width {width} the same function with the same variances, array by array"
+
+
+def _check_variances(finite: Finite, ours: Sequence[Expected], found: Match, width: int) -> None:
+    """Each array's second moment is that of its parameter, to `FAR` standard errors of a Gaussian's."""
+    leaves = jax.jit(lambda key: named_leaves(finite(width, key)[1]))
+    squares: dict[str, float] = dict.fromkeys(found.paths, 0.0)
+    count = dict.fromkeys(found.paths, 0)
+    for key in jax.random.split(jax.random.key(0x5EED), CHECKED):
+        drawn = leaves(key)
+        for one in ours:
+            theta = np.asarray(one.theta(drawn[found.paths[one.name]]), np.float64)
+            squares[one.name] += float((theta**2).sum())
+            count[one.name] += theta.size
+    for one in ours:
+        second, chance = squares[one.name] / count[one.name], FAR * np.sqrt(2 / count[one.name])
+        if abs(second - one.second) > chance * one.second + 1e-5:
+            raise bad_argument(
+                "finite", f"{found.paths[one.name]} is the program's {one.name}, and its entries' second moment is "
+                f"{second / one.second if one.second else np.inf:.4g} times that of the program's",
+                "initialise it so, or trace the program with the variance that it has",
+            )  # fmt: skip
+
+
+def _check_means(theirs: Draw, ours: Draw, width: int, convention: str) -> str:
+    keys = jax.random.split(jax.random.key(0x5EED), 2 * CHECKED)
+    pairs = ((theirs, keys[:CHECKED]), (ours, keys[CHECKED:]))
+    drawn = [jax.tree.map(np.asarray, jax.lax.map(draw, own)) for draw, own in pairs]
+    words = []
+    for kind, title in TITLES.items():
+        both = [np.asarray(d[kind], np.float64) for d in drawn]
+        scale = np.linalg.norm(both[1].mean(0)) or 1.0
+        gap = float(np.linalg.norm(both[0].mean(0) - both[1].mean(0)) / scale)
+        noise = float(np.sqrt(sum(k.var(0, ddof=1).sum() for k in both) / CHECKED) / scale)
+        if not gap <= FAR * noise + 1e-5:
+            raise _different(title, both[0].mean(0), both[1].mean(0), width, convention, gap, noise)
+        words.append(f"{title.split(' ', 1)[1]} {100 * gap:.1f} % apart (± {100 * noise:.1f} %)")
+    return f"finite beside the program's networks at width {width}, means of {CHECKED}: {', '.join(words)}"
+
+
+def _different(
+    title: str, theirs: np.ndarray, ours: np.ndarray, width: int, convention: str, gap: float, noise: float
+) -> Exception:
+    theirs_trace, own_trace = (float(np.trace(k.reshape(*k.shape[:2], -1)).sum()) for k in (theirs, ours))
+    ratio = theirs_trace / own_trace if own_trace else np.inf
+    remedy = "compare initial variances, biases and functions with print(program)"
+    if title == TITLES["ntk"]:
+        remedy += f"; if the model's weights have variance σ²/n, give convention='standard' (now {convention!r})"
+    return bad_argument(
+        "finite", f"at width {width} {title} is {ratio:.3g} times the program's on the diagonal, and "
+        f"{100 * gap:.1f} % apart where chance explains {100 * noise:.1f} % (means of {CHECKED} networks)", remedy,
+    )  # fmt: skip
+
+
+def _sites(program: Program) -> tuple[int, ...]:
+    type_ = program.structure.types[program.structure.outputs[0]]
+    if not isinstance(type_, VectorType) or type_.space != "output":
+        raise bad_argument("finite", "the program's output is no readout", "return v @ h with v = tp.weight('v', 1, n)")
+    return type_.sites
+
+
+def _cast(params: Any, dtype: Any) -> Any:
+    floating = lambda p: isinstance(p, jax.Array) and jnp.issubdtype(p.dtype, jnp.floating)
+    return jax.tree.map(lambda p: p.astype(dtype) if floating(p) else p, params)
+
+
+def _moment(y: Array, sites: tuple[int, ...]) -> Array:
+    """(N, *S) or (N, *S, k) -> (N, N, *S, *S), the mean over k."""
+    flat = y.reshape(len(y), int(np.prod(sites)), -1)
+    found = jnp.einsum("isk,jtk->ijst", flat, flat, precision="highest") / flat.shape[-1]
+    return found.reshape(len(y), len(y), *sites, *sites)
