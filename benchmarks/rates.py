@@ -34,9 +34,11 @@ SMALL: dict[str, tuple[tuple[tp.Input, ...], dict[str, Any]]] = {
     **{name: ((tp.Input(4, 2),), {}) for name in ("cnn_flatten", "cnn_gap", "cnn_maxpool")},
     "resnet": ((tp.Input(4, 2),), {"depth": 1}),
     "wide_resnet": ((tp.Input(4, 2),), {"groups": 2}),
+    "batchnorm_mlp": ((tp.Input(12, 13),), {"depth": 2}),
     "batchnorm_cnn": ((tp.Input(4, 2, 1, 2),), {"depth": 2, "window": (2, 1)}),
 }
-"""Nets whose windows have fewer sites here than in the zoo: a wide network of nine matrices a layer is slow."""
+"""Nets that are others here than in the zoo: windows of fewer sites, since a wide network of nine matrices a layer is
+slow; batches of more examples, since the gradients of small ones have heavy tails."""
 
 Samples = dict[int, np.ndarray]
 
@@ -225,8 +227,8 @@ Networks of widths {words} in float32, NNGP and NTK of each from the same parame
 - limit's error: ‖standard errors‖/‖K‖ where the limit itself is estimated from samples; it is taken out of squares too.
 
 Inputs are standard normal (positive for adjacency matrices): three of the zoo's small instance, two batches for batch
-norm; convolutions act on rows of 4 sites. Some of these rows fail by chance: the floor of a right limit, whose noise is
-{100 * NOISE:.1f} %, is above 1 % about once in a hundred times.
+norm, of 12 examples in the MLP; convolutions act on rows of 4 sites. Some of these rows fail by chance: the floor of a
+right limit, whose noise is {100 * NOISE:.1f} %, is above 1 % about once in a hundred times.
 
 {report.table(HEAD, lines)}
 """

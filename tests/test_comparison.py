@@ -247,6 +247,13 @@ def test_a_model_that_is_another_network(finite: Any, convention: str, words: st
         tp.compare(OWN, x, finite=finite, convention=convention, widths=(32, 64), seeds=1)
 
 
+def test_a_model_is_not_compared_with_a_program_of_other_learning_rates() -> None:
+    with pytest.raises(
+        tp.ProgramError, match=r"trains W1 with the multiplier 0, .*program\.replace\(\{'W1\.lr': 1\.0\}\)"
+    ):
+        tp.compare(OWN.replace({"W1.lr": 0.0}), jnp.ones((2, 5)), finite=flax(), convention="standard", widths=(32,))
+
+
 @pytest.mark.slow
 def test_a_model_whose_arrays_are_others_is_compared_by_means() -> None:
     """Both layers' weights and biases in one array each: no array is a parameter of the program."""

@@ -175,6 +175,16 @@ def test_targets_that_cannot_be_learnt() -> None:
         tp.compare_training(SMALL, x, np.array([1.0, -1.0]), widths=(8,), seeds=1)
 
 
+def test_nothing_to_learn() -> None:
+    def silent(x: Any) -> Any:
+        n = tp.Width("n")
+        h = tp.nonlin(jnp.tanh, tp.weight("W", n, x.features) @ x)
+        return tp.weight("v", 1, n, var=0.0, scale=1.0) @ h
+
+    with pytest.raises(tp.ProgramError, match="y: the outputs are these before training"):
+        tp.compare_training(tp.trace(silent, tp.Input(3)), np.eye(3), np.zeros(3), widths=(8,), seeds=1)
+
+
 @pytest.mark.slow
 def test_tied_recurrent_net() -> None:
     rng = np.random.default_rng(2)

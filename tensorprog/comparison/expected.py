@@ -42,6 +42,11 @@ class Ensemble:
         self.trained = self.cross.shape[1]
         self.values, self.vectors = np.linalg.eigh(self.cross[: self.trained])
         self.y = np.asarray(task.y, np.float64).reshape(self.trained, -1)
+        own = self.prior[: self.trained, : self.trained]
+        spread = np.einsum("ji,jk,ki->i", self.vectors, own, self.vectors)
+        self.power = ((self.vectors.T @ self.y) ** 2).sum(1) + self.y.shape[1] * spread
+        if not self.power.sum() > 0:
+            raise bad_argument("y", "the outputs are these before training", "give targets that are not all 0")
 
     def rate(self, lr: Any) -> float:
         """η as the user gave it, or 1/λ_max."""
@@ -74,11 +79,8 @@ class Ensemble:
 
     def left(self, lr: float, steps: Sequence[int]) -> np.ndarray:
         """E loss in units of that at the start: Σ_i (1 − ηλ_i)^{2t} (‖u_i·y‖² + k u_iᵀ K u_i), u_i Θ's eigenvectors."""
-        own = self.prior[: self.trained, : self.trained]
-        spread = np.einsum("ji,jk,ki->i", self.vectors, own, self.vectors)
-        power = ((self.vectors.T @ self.y) ** 2).sum(1) + self.y.shape[1] * spread
         remains = (1 - lr * self.values) ** (2.0 * np.asarray(steps)[:, None])
-        return remains @ power / power.sum()
+        return remains @ self.power / self.power.sum()
 
     def band(self, lr: float, steps: Sequence[int]) -> Band:
         """Mean A y and covariance K − A K_X − K_Xᵀ Aᵀ + A K_XX Aᵀ, A_t = Θ_* Θ⁻¹(1 − (1 − ηΘ)ᵗ)."""

@@ -90,6 +90,12 @@ def check_same(finite: Finite, program: Program, width: int, convention: str, x:
 
     **Returns:** what was found, in words. **Raises:** `ProgramError` where they differ.
     """
+    for p in program.structure.parameters:
+        if (rate := float(program.leaves[p.lr.index])) != 1:
+            raise bad_argument(
+                "finite", f"the program trains {p.name} with the multiplier {rate:g}, and the model's with 1",
+                f"trace the program with lr=1.0, or program.replace({{'{p.name}.lr': 1.0}})",
+            )  # fmt: skip
     x = jax.tree.map(lambda a: a[:EXAMPLES], x)
     draw = model(finite, program, width, x)
     jax.eval_shape(draw, jax.random.key(0))  # what is no model of these outputs is told first
