@@ -39,6 +39,7 @@ from tensorprog.interpret import (
     spaces,
     system,
 )
+from tensorprog.sampling import families
 
 Numbers = tuple[Any, ...]
 AT_ONCE, FEW, POINTS = 16, 4, 2048
@@ -286,6 +287,7 @@ def eager() -> Iterator[None]:
         (plan, "tabulated", lambda *_: False),  # tables are for many inputs
         (evaluation, "_alone", system.same_stage),
         (evaluation, "_tile", inspect.unwrap(evaluation._tile)),
+        (families, "_grown", inspect.unwrap(families._grown)),  # it takes its factor from `products`
         (limits, "expectations", inspect.unwrap(roads.expectations)),
         (kernel, "batch", lambda *args: array(batch(*args))),
         (evaluator.Evaluator, "pointwise", _at_points),
