@@ -30,6 +30,9 @@ SEEDS = (200, 60, 100)
 MOST = 400
 NOISE = 0.005
 """How far the mean of finite kernels may be from its own limit by chance, where `MOST` seeds suffice for it."""
+AGAIN = 4
+"""A net that does not hold is measured once more, with so many times the networks, all of them others: of fifty right
+kernels one is off by chance, and some have such heavy tails that the first networks say little."""
 SMALL: dict[str, tuple[tuple[tp.Input, ...], dict[str, Any]]] = {
     **{name: ((tp.Input(4, 2),), {}) for name in ("cnn_flatten", "cnn_gap", "cnn_maxpool")},
     "resnet": ((tp.Input(4, 2),), {"depth": 1}),
@@ -122,17 +125,20 @@ def networks(
     widths: Sequence[int] = WIDTHS,
     seeds: Sequence[int] = SEEDS,
     most: int = MOST,
+    *,
+    first: int = 0,
+    noise: float = NOISE,
 ) -> list[dict[str, Samples]]:
-    """By output and kind, samples by width. At the largest width as many more seeds as `NOISE` asks for."""
+    """By output and kind, samples by width from seed `first` on; at the largest as many more as `noise` asks for."""
     found: list[dict[str, Samples]] = []
     for width, count in zip(widths, seeds, strict=True):
         draw = finite(program, x, width)
-        drawn = draw(0, count)
+        drawn = draw(first, count)
         if width == widths[-1]:
-            needed = max((spread(k) / np.linalg.norm(k.mean(0)) / NOISE) ** 2 for o in drawn for k in o.values())
+            needed = max((spread(k) / np.linalg.norm(k.mean(0)) / noise) ** 2 for o in drawn for k in o.values())
             further = min(most, int(np.ceil(needed))) - count
             if further > 0:
-                drawn = jax.tree.map(lambda a, b: np.concatenate([a, b]), drawn, draw(count, further))
+                drawn = jax.tree.map(lambda a, b: np.concatenate([a, b]), drawn, draw(first + count, further))
         found = found or [{kind: {} for kind in KINDS} for _ in drawn]
         for output, kernels in zip(found, drawn, strict=True):
             for kind in KINDS:
@@ -180,16 +186,28 @@ class Measured:
 def measure(
     name: str, widths: Sequence[int] = WIDTHS, seeds: Sequence[int] = SEEDS, most: int = MOST
 ) -> list[Measured]:
-    """The rate test for every kernel of a net."""
+    """The rate test for every kernel of a net; all of them once more where one does not hold."""
     program, x = small(name)
+    limit = limits(program, x)
+    found = tested(program, limit, networks(program, x, widths, seeds, most))
+    if not all(m.rate.holds() for m in found):
+        more, noise = [AGAIN * count for count in seeds], NOISE / AGAIN**0.5
+        found = tested(program, limit, networks(program, x, widths, more, AGAIN * most, first=most, noise=noise))
+    return found
+
+
+def tested(
+    program: tp.Program, limits: Sequence[dict[str, tuple[Any, Any]]], drawn: Sequence[dict[str, Samples]]
+) -> list[Measured]:
+    """The rate of each kernel of each output."""
     found = []
-    for index, (limit, samples) in enumerate(zip(limits(program, x), networks(program, x, widths, seeds, most))):
+    for index, (limit, samples) in enumerate(zip(limits, drawn, strict=True)):
         for kind in KINDS:
             kernel, error = limit[kind]
-            counts = [len(samples[kind][width]) for width in widths]
+            counts = [len(samples[kind][width]) for width in sorted(samples[kind])]
             output = None if program.structure.single else index
-            tested = rate(kernel, samples[kind], error)
-            found.append(Measured(output, kind, tested, report.relative(error, kernel), counts))
+            fitted = rate(kernel, samples[kind], error)
+            found.append(Measured(output, kind, fitted, report.relative(error, kernel), counts))
     return found
 
 
@@ -227,8 +245,9 @@ Networks of widths {words} in float32, NNGP and NTK of each from the same parame
 - limit's error: ‖standard errors‖/‖K‖ where the limit itself is estimated from samples; it is taken out of squares too.
 
 Inputs are standard normal (positive for adjacency matrices): three of the zoo's small instance, two batches for batch
-norm, of 12 examples in the MLP; convolutions act on rows of 4 sites. Some of these rows fail by chance: the floor of a
-right limit, whose noise is {100 * NOISE:.1f} %, is above 1 % about once in a hundred times.
+norm, of 12 examples in the MLP; convolutions act on rows of 4 sites. The floor of a right limit, whose noise is
+{100 * NOISE:.1f} %, is above 1 % about once in a hundred times, and some kernels have heavy tails: a net of which a row
+does not hold is measured once more, with {AGAIN} times as many networks, all of them others, and that is what stands.
 
 {report.table(HEAD, lines)}
 """
