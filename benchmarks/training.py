@@ -11,6 +11,7 @@ results are kept as they come: an interrupted run goes on.
 from __future__ import annotations
 
 import argparse
+import base64
 import pickle
 import sys
 from collections.abc import Sequence
@@ -25,8 +26,6 @@ from sklearn.datasets import load_digits
 import tensorprog as tp
 from tensorprog.nets import net
 from tensorprog.plot import training_figure
-
-KEPT = report.KEPT / "training"
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Case:
 
 CASES = {
     "mlp": Case((64,), (32, 128, 512, 2048)),
-    "cnn_gap": Case((8, 8, 1), (16, 32, 64, 128), {"depth": 2}),
+    "cnn_flatten": Case((8, 8, 1), (16, 64, 256)),
     "rnn": Case((8, 8), (32, 128, 512)),
 }
 
@@ -63,17 +62,9 @@ def measured(name: str, count: int, tests: int, seeds: int, widths: Sequence[int
     return tp.compare_training(case.program(name), x, y, x_test, widths=widths or case.widths, seeds=seeds)
 
 
-def kept(name: str, path: Path | None, *settings: Any) -> tp.TrainingComparison:
-    """The comparison, from an interrupted run with the same settings or made now."""
-    file = path and path / f"{name}-{'-'.join(map(str, settings))}.pickle".replace(" ", "")
-    if file and file.exists():
-        return pickle.loads(file.read_bytes())
-    found = measured(name, *settings)
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.with_suffix(".half").write_bytes(pickle.dumps(found))
-        file.with_suffix(".half").replace(file)
-    return found
+def packed(found: tp.TrainingComparison) -> str:
+    """The comparison as text, to be kept."""
+    return base64.b64encode(pickle.dumps(found)).decode()
 
 
 def document(found: Sequence[tp.TrainingComparison], seeds: int, image: str) -> str:
@@ -85,8 +76,8 @@ def document(found: Sequence[tp.TrainingComparison], seeds: int, image: str) -> 
 `python benchmarks/training.py --out docs/training.md` wrote this page and its picture, in float32.
 
 {first.task.count} of scikit-learn's handwritten digits, odd ones against even ones (±1), and {tests} more to look at.
-Networks of the zoo (`cnn_gap` with two layers) in NTK parameterization are trained by full-batch gradient descent, with
-η = 1/λ_max of the limit's NTK, each until its own loss has fallen by {100 * first.fall:.0f} %; {seeds} of each width.
+Networks of the zoo in NTK parameterization are trained by full-batch gradient descent, with η = 1/λ_max of the limit's
+NTK, each until its own loss has fallen by {100 * first.fall:.0f} %; {seeds} of each width.
 
 - *from the limit*: test outputs along the path from f_0 − Θ_*Θ⁻¹(1 − (1 − ηΘ)ᵗ)(f_0 − y) with the infinite-width NTK
   and the network's own f_0, √(Σ_t ‖f_t − p_t‖²/Σ_t ‖p_t − f_0‖²). It falls like n^(-1/2): the NTK at the start is that
@@ -115,17 +106,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = arguments.names or list(CASES)
     if unknown := [name for name in names if name not in CASES]:
         parser.error(f"{', '.join(unknown)}: give some of {', '.join(CASES)}")
+    settings = {key: getattr(arguments, key) for key in ("count", "tests", "seeds", "widths")}
+    kept = report.Kept(report.KEPT / "training.json" if arguments.out else None, settings)
     found = []
     for name in names:
-        place = KEPT if arguments.out else None
-        found.append(kept(name, place, arguments.count, arguments.tests, arguments.seeds, arguments.widths))
+        content = kept.get(name, lambda name=name: packed(measured(name, **settings)))
+        found.append(pickle.loads(base64.b64decode(content)))
         print(found[-1], end="\n\n", flush=True)
     if arguments.out:
         image = arguments.out.with_suffix(".svg")
         training_figure(found, image)
         arguments.out.write_text(document(found, arguments.seeds, image.name), encoding="utf-8")
-        for file in KEPT.glob("*.pickle"):
-            file.unlink()
+        kept.done()
     return 0
 
 

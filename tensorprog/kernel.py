@@ -55,7 +55,8 @@ def nngp(
     Functions of more than two dependent Gaussians (gated recurrent nets, max pooling, batch norm with most functions)
     are sampled, `samples` draws in all under `key` (by default as many as some tens of seconds allow, and a fixed key):
     then all inputs are drawn together, the kernel is a Gram matrix of samples, positive semi-definite, and an entry
-    depends on the whole batch. `kernels(error=True)` gives the standard errors.
+    depends on the whole batch. `kernels(error=True)` gives the standard errors. Draws are in double precision whatever
+    the inputs' dtype, but inside a transformation in that of the inputs.
 
     **Raises:** `ProgramError` for data that do not fit, W and Wᵀ both used forward, expectations that do not exist.
 

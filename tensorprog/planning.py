@@ -50,7 +50,7 @@ def kernel_plan(program: Program, inputs: int, *, itemsize: int = 8, tangent: bo
     """
     structure = kernel_structure(program, "kernel --plan")
     if not integrated(structure, output_targets(structure)):
-        return _sampled(program, inputs, itemsize, tangent)
+        return _sampled(program, inputs, tangent)
     m = moments(structure, output_targets(structure))
     side = tile_side(m)
     blocks = -(-inputs // side)
@@ -63,18 +63,18 @@ def kernel_plan(program: Program, inputs: int, *, itemsize: int = 8, tangent: bo
     return KernelPlan(how, inputs, arrays, _process(), is_costly(m))
 
 
-def _sampled(program: Program, inputs: int, itemsize: int, tangent: bool) -> KernelPlan:
-    """Draws of every vector that is read, covariances of the families, the kernels of each replicate."""
+def _sampled(program: Program, inputs: int, tangent: bool) -> KernelPlan:
+    """Draws of every vector that is read, covariances of the families, the kernels of each replicate, in float64."""
     structure = program.structure
     made = plan(structure, structure.outputs, inputs)
-    replicates, points = division(made, default_samples(None, made, np.dtype(f"float{8 * itemsize}")))
+    replicates, points = division(made, default_samples(None, made))
     kinds = 2 if tangent else 1
     draws = points * (made.elements + 2 * made.gaussians) * kinds
     squares = sum(3 * rows**2 for rows in made.rows.values()) * kinds
     sites = sum(math.prod(structure.types[o].sites) for o in structure.outputs)
     kernels = replicates * (inputs * sites) ** 2 * kinds
     how = f"sampled: {made.gaussians} Gaussians for all inputs together, {replicates} replicates of {points} draws each"
-    return KernelPlan(how, inputs, itemsize * (draws + squares + kernels), _process())
+    return KernelPlan(how, inputs, 8 * (draws + squares + kernels), _process())
 
 
 def _arrays(m: Moments, inputs: int, side: int, count: int, itemsize: int, tangent: bool) -> float:

@@ -158,6 +158,8 @@ def _losses(axis: Any, found: Any) -> None:
 def _deviations(axis: Any, found: Any) -> None:
     widths = np.array(found.widths, dtype=float)
     for kind, values in found.deviations.items():
+        if values.mean(1).min() <= 0:  # no place on logarithmic axes
+            continue
         rate = f", rate {found.rates[kind][0]:.2f}" if len(widths) > 1 else ""
         spread = values.std(1, ddof=1) if values.shape[1] > 1 else 0 * widths
         axis.errorbar(widths, values.mean(1), spread, fmt="o-", capsize=3, label=found.titles[kind] + rate)

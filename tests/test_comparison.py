@@ -195,12 +195,13 @@ class Dense(nn.Module):
     width: int
     var_b: float = 0.1
     fn: Any = nn.relu
+    bias: Any = None
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
         normal = lambda var: nn.initializers.variance_scaling(var, "fan_in", "normal")
         for _ in range(2):
-            bias = nn.initializers.normal(self.var_b**0.5)
+            bias = self.bias or nn.initializers.normal(self.var_b**0.5)
             x = self.fn(nn.Dense(self.width, kernel_init=normal(2.0), bias_init=bias)(x))
         return nn.Dense(3, use_bias=False, kernel_init=normal(1.0))(x)
 
@@ -229,6 +230,11 @@ def test_a_flax_model_converges_to_the_programs_limit() -> None:
     [
         (flax(), "multiplier-std", r"finite: at width 32 its NTK is .* times the program's.*convention='standard'"),
         (flax(var_b=0.05), "standard", r"Dense_0'\]\['bias'\] is the program's b1, .* 0\.[45]\d* times"),
+        (
+            flax(bias=nn.initializers.constant(0.1**0.5)),
+            "standard",
+            r"Dense_0'\]\['bias'\] .* its entries have mean 0\.31",
+        ),
         (flax(fn=jnp.tanh), "standard", r"finite: at width 32 .* times the program's"),
         (lambda width, key: None, "standard", r"returns NoneType, not \(f, params\)"),
         (
@@ -252,6 +258,49 @@ def test_a_model_is_not_compared_with_a_program_of_other_learning_rates() -> Non
         tp.ProgramError, match=r"trains W1 with the multiplier 0, .*program\.replace\(\{'W1\.lr': 1\.0\}\)"
     ):
         tp.compare(OWN.replace({"W1.lr": 0.0}), jnp.ones((2, 5)), finite=flax(), convention="standard", widths=(32,))
+
+
+def test_deep_networks_are_matched_in_any_order_and_zeros_hide_nothing() -> None:
+    program = net("mlp").program(tp.Input(5), depth=5, var_b=0.0)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)))
+    own = tp.init(program, jax.random.key(0), 16)
+    ours = expected(program, 16, "multiplier-std")
+    names = {"W2": "W3", "W3": "W2", "W4": "W4", "W5": "W5"}
+    f = lambda p, x: tp.apply(program, {name: p[names.get(name, name)] for name in own}, x)
+    found = matched(program, ours, f, own, x)
+    assert found is not None and found["W2"] == "['W3']" and found["W3"] == "['W2']"
+    silent = {**own, "v": jnp.zeros_like(own["v"])}  # a head that starts at 0
+    assert matched(program, ours, lambda p, x: jnp.tanh(f(p, x)), silent, x) is None
+    assert matched(program, ours, f, silent, x) is not None
+
+
+def test_arrays_of_one_random_key_are_seen() -> None:
+    deep = net("mlp").program(tp.Input(5), depth=3)
+
+    def finite(width: int, key: Any) -> Any:
+        own = tp.init(deep, key, width)
+        return (lambda p, x: tp.apply(deep, p, x)), {**own, "W3": own["W2"]}
+
+    with pytest.raises(tp.ProgramError, match=r"W2'\] is the program's W2, and has correlation 1 with \['W3'\]"):
+        tp.compare(deep, jnp.ones((2, 5), jnp.float32), finite=finite, widths=(32,), seeds=1)
+
+
+def test_zero_biases_that_learn_are_compared_by_means_too() -> None:
+    program = net("mlp").program(tp.Input(5), depth=1, var_b=0.0)
+
+    def finite(width: int, key: Any) -> Any:
+        own = tp.init(program, key, width)
+        first = (2 / 5) ** 0.5 * own["W1"]  # weight and bias of variance σ² in one array, and a head of variance 1/n
+
+        def f(params: Any, x: Any) -> Any:
+            h = jax.nn.relu(x @ params["first"][:, :-1].T + params["first"][:, -1])
+            return (h @ params["head"].T)[:, 0]
+
+        return f, {"first": jnp.concatenate([first, 0 * first[:, :1]], 1), "head": own["v"] * width**-0.5}
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
+    found = tp.compare(program, x, finite=finite, convention="standard", widths=(64,), seeds=2)
+    assert "means of 256" in found.checked and found.errors["ntk"].max() < 0.6
 
 
 @pytest.mark.slow
@@ -294,9 +343,9 @@ def test_a_flattened_readout_is_found() -> None:
     params = Convolutional(16).init(jax.random.key(0), x)
     ours = expected(program, 16, "standard")
     found = matched(program, ours, Convolutional(16).apply, params, x)
-    assert found is not None and "Dense_0" in found.paths["v"] and "Conv_0" in found.paths["W1"]
-    other = jax.tree.map(lambda p: p[..., ::-1], params)
-    assert matched(program, ours, lambda p, x: Convolutional(16).apply(params, x), other, x) is None
+    assert found is not None and "Dense_0" in found["v"] and "Conv_0" in found["W1"]
+    other: Any = lambda p, x: 2.0 * jnp.asarray(Convolutional(16).apply(p, x))
+    assert matched(program, ours, other, params, x) is None
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from reference import theory
 
 import tensorprog as tp
 from tensorprog.interpret.system import parameter_weights
-from tensorprog.nets import NETS
+from tensorprog.nets import NETS, net
 from tensorprog.sampling.kernels import Sampled, sampled_kernels, sampled_second_moment
 
 ERF = jax.scipy.special.erf
@@ -359,3 +359,17 @@ def test_without_inputs_a_kernel_is_one_number() -> None:
         return tp.weight("v", 1, n) @ tp.nonlin(jnp.max, tp.bias("b", n, sites=(3,)), over=0)
 
     assert tp.nngp(tp.trace(drawn), samples=2**10).shape == ()
+
+
+def test_single_precision_is_as_good() -> None:
+    """Sequences of few features: covariances of many inputs are singular to rounding, and more so in float32."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(60, 4, 2))
+    program = net("gru").program(tp.Input(4, 2))
+    double = tp.kernels(program, x, samples=2**11, error=True)
+    single = tp.kernels(program, x.astype(np.float32), samples=2**11)
+    assert single.ntk.dtype == np.float32
+    np.testing.assert_allclose(single.ntk, double.ntk, rtol=1e-4, atol=1e-4)
+    compiled = jax.jit(lambda x: tp.kernels(program, x, samples=2**11))(x.astype(np.float32))
+    error = np.linalg.norm(double.error.nngp)
+    assert np.linalg.norm(compiled.nngp - double.nngp) < 2 * error < 0.2 * np.linalg.norm(double.nngp)

@@ -21,6 +21,7 @@ from tensorprog.cli.training import ONLY, add_training, training
 from tensorprog.cli.training import SEEDS as TRAINING_SEEDS
 from tensorprog.cli.training import WIDTHS as TRAINING_WIDTHS
 from tensorprog.comparison import Comparison, compare
+from tensorprog.comparison.arguments import as_given
 from tensorprog.data import digits
 from tensorprog.errors import ProgramError, bad_argument
 from tensorprog.interpret.check import check
@@ -163,8 +164,7 @@ def _digits(arguments: argparse.Namespace) -> list[Comparison]:
 
 def _cast(x: Sequence[np.ndarray]) -> Any:
     """Finite networks are compared in single precision: their own fluctuations are far larger."""
-    arrays = tuple(a.astype(np.float32) for a in x)
-    return arrays[0] if len(arrays) == 1 else arrays
+    return as_given(tuple(a.astype(np.float32) for a in x))
 
 
 class _Bar:

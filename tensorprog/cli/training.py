@@ -11,6 +11,7 @@ import numpy as np
 from tensorprog.cli.arguments import program_and_data
 from tensorprog.cli.prediction import examples, not_negative, share
 from tensorprog.comparison import TrainingComparison, compare_training
+from tensorprog.comparison.arguments import as_given
 from tensorprog.data import DIGITS
 from tensorprog.errors import bad_argument
 
@@ -51,20 +52,17 @@ def training(arguments: argparse.Namespace, bar: Callable[[int], Any]) -> Traini
         raise bad_argument("PROGRAM", "it reads examples in batches", "give a net that reads one at a time")
     if values.dtype.kind not in "fiub":
         raise bad_argument("--targets", "are no numbers", "give numbers, ±1 for two classes")
+    values = values[:, 0] if values.shape[1:] == (1,) else values  # a file of one column
     count = len(values)
     held = round((0.33 if arguments.test is None else arguments.test) * count)
     if not 1 <= held < count:
         raise bad_argument("--test", f"{held} of {count} examples", "leave one at least to learn from, and one to test")
     order = np.random.default_rng(0).permutation(count)  # digits come sorted by class
     train, test = np.sort(order[held:]), np.sort(order[:held])
-    cut = lambda rows: _given([array[rows].astype(np.float32) for array in data])
+    cut = lambda rows: as_given(tuple(array[rows].astype(np.float32) for array in data))
     with bar(len(arguments.widths) * arguments.seeds) as step:
         return compare_training(
             program, cut(train), values[train].astype(np.float32), cut(test), widths=arguments.widths,
             seeds=arguments.seeds, lr=arguments.lr, fall=0.9 if arguments.fall is None else arguments.fall,
             progress=step,
         )  # fmt: skip
-
-
-def _given(arrays: list[np.ndarray]) -> Any:
-    return arrays[0] if len(arrays) == 1 else tuple(arrays)

@@ -113,9 +113,9 @@ def compare(
     - `finite`: a network of your own in place of the program's, finite(width, key) -> (f, params) with
       f(params, x) -> (N, *S), or (N, *S, k) for k rows, a JAX model of any library; it is traced, with `key` a tracer.
       First it must be the program at the narrowest width: where arrays of the model can be told to be the program's
-      parameters, the same function with the same variances; elsewhere the second moment of its outputs and its NTK must
-      agree with those of the program's networks, means over 256 of each, within four standard errors. Then the NTK is
-      compared with the limit; the NNGP of a single network is no average that converges with the width.
+      parameters, the same function, with the same means and variances of arrays; elsewhere the second moment of its
+      outputs and its NTK must agree with those of the program's networks, means over 256 of each, within four standard
+      errors. Then the NTK is compared with the limit; the NNGP of one network is no average that converges with width.
     - `convention`: what the parameters of `finite` are, as in `tp.ntk`: "standard" where weights themselves have
       variance σ²/fan. The limit is then that at each width.
     - `key`: where the networks are drawn from; a fixed one by default.

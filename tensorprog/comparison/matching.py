@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tensorprog.interpret.finite import apply
 from tensorprog.interpret.sizes import sizes
@@ -18,6 +19,7 @@ from tensorprog.ir import Bias, Parameter, fan
 from tensorprog.program import Program
 
 Array = jax.Array
+Arrays = dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -40,17 +42,23 @@ LAYOUTS = (
 TRIES = 200
 #: Outputs that are this close, in units of the largest, are the same: float32 through a few layers.
 CLOSE = 1e-3
+#: Deviation of the entries that are tried, where a model's own array is 0.
+SMALL = 0.3
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A parameter as a model has it, scale·θ + mean, in the program's shape; `second` is E θ²."""
+    """A parameter as a model has it, scale·θ + mean, in the program's shape; `second` is E θ².
+
+    `width` is that of the network: a readout's row is not one of the rows of a square matrix.
+    """
 
     parameter: Parameter
     shape: tuple[int, ...]
     scale: float
     mean: float
     second: float
+    width: int
 
     @property
     def name(self) -> str:
@@ -59,26 +67,20 @@ class Expected:
     def brought(self, leaf: Array, layout: Layout) -> Array | None:
         """An array of the model in the program's shape, the first of its k rows; None if it does not fit."""
         p = self.parameter
-        if not isinstance(p, Bias) and not p.sites and leaf.ndim in (2, len(p.window) + 2):
+        if isinstance(p, Bias):
+            if p.dim == 1 and not p.sites and leaf.ndim <= 1 and leaf.size != self.width:
+                leaf = leaf.reshape(-1)[:1]
+        elif not p.sites and leaf.ndim in (2, len(p.window) + 2):
             whole = layout.whole(p.window, self.shape[-1])
             if leaf.ndim == 2 and p.window:
                 leaf = leaf.reshape(whole) if leaf.size % math.prod(map(abs, whole)) == 0 else leaf
             if leaf.ndim == len(whole):
                 leaf = jnp.transpose(leaf, layout.order(len(p.window)))
-            leaf = leaf[..., :1, :] if p.rows == 1 else leaf
-        elif isinstance(p, Bias) and p.dim == 1 and not p.sites:
-            leaf = leaf[:1]
+                leaf = leaf[..., :1, :] if p.rows == 1 and leaf.shape[-2] != self.width else leaf
         return leaf if leaf.shape == self.shape else None
 
-    def theta(self, leaf: Array) -> Array:
+    def theta(self, leaf: Any) -> Any:
         return (leaf - self.mean) / (self.scale or 1.0)
-
-
-@dataclass(frozen=True)
-class Match:
-    """The paths of the model's arrays by the program's names."""
-
-    paths: dict[str, str]
 
 
 def expected(program: Program, width: int, convention: str) -> list[Expected]:
@@ -89,68 +91,86 @@ def expected(program: Program, width: int, convention: str) -> list[Expected]:
         var = number(p.var)
         scale = math.sqrt(var) if p.scale is None else number(p.scale)
         second = var / scale**2 if scale else 0.0
+        mean = number(p.mean) if isinstance(p, Bias) and p.mean is not None else 0.0
         window, dims = ((), (p.dim,)) if isinstance(p, Bias) else (p.window, (p.rows, p.cols))
         if convention == "multiplier-std":
-            scale = 1.0
+            scale, mean = 1.0, 0.0  # the function adds the mean
         elif convention == "standard" and not isinstance(p, Bias):
             scale /= math.sqrt(fan(p) * (1 if isinstance(p.cols, int) else size[p.cols]))
-        mean = number(p.mean) if isinstance(p, Bias) and p.mean is not None else 0.0
         shape = (*p.sites, *window, *(d if isinstance(d, int) else size[d] for d in dims))
-        found.append(Expected(p, shape, scale, mean, second))
+        found.append(Expected(p, shape, scale, mean, second, width))
     return found
 
 
-def matched(program: Program, ours: Sequence[Expected], f: Any, params: Any, x: Any) -> Match | None:
-    """An assignment of the model's arrays to the program's parameters under which both have the same outputs at `x`.
+def matched(program: Program, ours: Sequence[Expected], f: Any, params: Any, x: Any) -> dict[str, str] | None:
+    """An assignment of the model's arrays to the program's parameters under which both are the same function at `x`.
 
-    None where there is none among those that are tried: arrays in the model's order first, then exchanged among those
-    of one shape. Of a model of k rows the first is looked at.
+    The paths of the arrays by the program's names; None where there is no such assignment among those that are tried:
+    arrays in the model's order first, then exchanged among those of one shape. Both functions take Gaussian numbers in
+    place of the model's, so that an array of zeros hides nothing. Of a model of k rows the first is looked at.
     """
-    leaves = named_leaves(params)
+    leaves, rebuilt = named_leaves(params)
+    numbers = {path: _number(path, leaf) for path, leaf in leaves.items()}
     run = jax.jit(lambda theta: apply(program, theta, x))
-    orders = [list(_assignments(ours, leaves, layout)) for layout in LAYOUTS]
+    model = jax.jit(lambda leaves: f(rebuilt(leaves), x))
+    layouts = LAYOUTS if any(not isinstance(o.parameter, Bias) and o.parameter.window for o in ours) else LAYOUTS[:2]
+    orders = [itertools.islice(_assignments(ours, leaves, layout), TRIES) for layout in layouts]
     for tried in itertools.chain.from_iterable(itertools.zip_longest(*orders)):
         if tried is None:
             continue
-        names, theta = tried
-        mine = run(theta)
-        y = f(params, x)
+        layout, names = tried
+        # What the program holds at 0 stays what it is in the model.
+        given = {**numbers, **{names[one.name]: leaves[names[one.name]] for one in ours if not one.scale}}
+        mine, y = run({one.name: one.theta(one.brought(given[names[one.name]], layout)) for one in ours}), model(given)
         y = y[..., 0] if y.ndim > mine.ndim else y
-        if float(jnp.abs(mine - y).max()) <= CLOSE * float(jnp.abs(y).max()):
-            return Match(names)
+        size = float(jnp.abs(y).max())
+        if size > 0 and float(jnp.abs(mine - y).max()) <= CLOSE * size:
+            return names
     return None
 
 
-def named_leaves(params: Any) -> dict[str, Array]:
-    """Floating arrays by their paths, Dense_2 before Dense_10."""
-    found = [
-        (jax.tree_util.keystr(path), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating)
-    ]
+def _number(path: str, leaf: Array) -> Array:
+    """Gaussian entries of the size of the array's own."""
+    rng = np.random.default_rng(list(path.encode()))
+    size = float(jnp.sqrt(jnp.mean(leaf**2))) or SMALL
+    return jnp.asarray(size * rng.normal(size=leaf.shape), leaf.dtype)
+
+
+def named_leaves(params: Any) -> tuple[Arrays, Callable[[Arrays], Any]]:
+    """Floating arrays by their paths, Dense_2 before Dense_10, and the function that puts others in their places."""
+    pairs, tree = jax.tree_util.tree_flatten_with_path(params)
+    named = [(jax.tree_util.keystr(path), leaf) for path, leaf in pairs]
+    kinds = jax.Array | np.ndarray | np.generic
+    found = {n: jnp.asarray(a) for n, a in named if isinstance(a, kinds) and jnp.issubdtype(a.dtype, jnp.floating)}
     natural = lambda text: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
-    return dict(sorted(found, key=lambda item: natural(item[0])))
+    ordered = {name: found[name] for name in sorted(found, key=natural)}
+    return ordered, lambda leaves: tree.unflatten([leaves.get(name, leaf) for name, leaf in named])
 
 
 def _assignments(
     ours: Sequence[Expected], leaves: Mapping[str, Array], layout: Layout
-) -> Iterator[tuple[dict[str, str], dict[str, Array]]]:
-    """Paths and θ by name, each array once: those of one shape in their order, then in all other orders."""
-    tried = {(one.name, path): one.brought(leaf, layout) for one in ours for path, leaf in leaves.items()}
-    brought = {pair: array for pair, array in tried.items() if array is not None}
-    groups: dict[tuple[str, ...], list[Expected]] = {}
-    for one in ours:
-        fits = tuple(path for path in leaves if (one.name, path) in brought)
-        groups.setdefault(fits, []).append(one)
-    if len(leaves) != len(ours) or any(len(paths) < len(members) for paths, members in groups.items()):
+) -> Iterator[tuple[Layout, dict[str, str]]]:
+    """A path for each parameter, each array once: in their own order first, then with two exchanged, then with more."""
+    if len(leaves) != len(ours):
         return
-    members = list(itertools.chain(*groups.values()))
-    orders = [itertools.permutations(paths, len(own)) for paths, own in groups.items()]
-    for chosen in itertools.islice(itertools.product(*orders), TRIES):
-        paths = list(itertools.chain(*chosen))
-        if len(set(paths)) == len(paths):
-            pairs = dict(zip(members, paths, strict=True))
-            yield (
-                {one.name: path for one, path in pairs.items()},
-                {one.name: one.theta(brought[one.name, path]) for one, path in pairs.items()},
-            )
+    fits = [tuple(path for path, leaf in leaves.items() if one.brought(leaf, layout) is not None) for one in ours]
+
+    def chosen(place: int, before: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        if place == len(ours):
+            yield before
+            return
+        for path in fits[place]:
+            if path not in before:
+                yield from chosen(place + 1, (*before, path))
+
+    waiting = [paths for paths in [next(chosen(0, ()), None)] if paths is not None]
+    seen = set(waiting)
+    while waiting:
+        paths = waiting.pop(0)
+        yield layout, dict(zip([one.name for one in ours], paths, strict=True))
+        for i, j in itertools.combinations(range(len(ours)), 2):
+            if paths[j] in fits[i] and paths[i] in fits[j]:
+                exchanged = tuple({i: paths[j], j: paths[i]}.get(k, path) for k, path in enumerate(paths))
+                if exchanged not in seen:
+                    seen.add(exchanged)
+                    waiting.append(exchanged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from tensorprog import empirical
 from tensorprog.comparison.arguments import as_given
-from tensorprog.comparison.matching import Expected, Match, expected, matched, named_leaves
+from tensorprog.comparison.matching import Expected, expected, matched, named_leaves
 from tensorprog.errors import bad_argument
 from tensorprog.interpret.finite import apply, init
 from tensorprog.interpret.system import parameter_weights
@@ -64,14 +65,14 @@ def model(finite: Finite, program: Program, width: int, x1: Any, x2: Any = None)
 
 
 def own_network(program: Program, width: int, convention: str, x: Any) -> Draw:
-    """The same of the program, its derivatives under a convention: each parameter's lr · f_p/scale²."""
+    """The same of the program's networks, with derivatives in what the convention trains."""
     sites = _sites(program)
-    weights = [parameter_weights(program, c, width) for c in (convention, "multiplier-std")]
-    ratios = jnp.where(weights[1] > 0, weights[0] / jnp.where(weights[1] > 0, weights[1], 1.0), 0.0)
-    rates = {
-        p.name: program.leaves[p.lr.index] * ratio
-        for p, ratio in zip(program.structure.parameters, ratios, strict=True)
-    }
+    if convention != "multiplier-std":  # with multipliers of 1, θ is what "init-std" trains, also where it is all 0
+        program = program.replace({f"{p.name}.scale": 1.0 for p in program.structure.parameters})
+    weights = parameter_weights(program, convention, width)
+    rates = {p.name: weight for p, weight in zip(program.structure.parameters, weights, strict=True)}
+    if convention == "multiplier-std":
+        rates = {p.name: program.leaves[p.lr.index] for p in program.structure.parameters}
 
     def draw(key: Array) -> dict[str, Array]:
         params = _cast(init(program, key, width), x[0].dtype)
@@ -85,8 +86,9 @@ def check_same(finite: Finite, program: Program, width: int, convention: str, x:
     """That model and program compute the same thing at one width.
 
     Where the model's arrays can be told to be the program's parameters, by trying, both are the same function; then
-    each array's second moment over `CHECKED` draws must be the parameter's. Elsewhere the second moment of the outputs
-    and the NTK, means over `CHECKED` networks of each, must agree within `FAR` standard errors of their difference.
+    the arrays' means, second moments and correlations over `CHECKED` draws must be the parameters'. Elsewhere the
+    second moment of the outputs and the NTK, means over `CHECKED` networks of each, must agree within `FAR` standard
+    errors of their difference.
 
     **Returns:** what was found, in words. **Raises:** `ProgramError` where they differ.
     """
@@ -104,29 +106,43 @@ def check_same(finite: Finite, program: Program, width: int, convention: str, x:
     found = matched(program, ours, f, _cast(params, x[0].dtype), as_given(x))
     if found is None:
         return _check_means(draw, own_network(program, width, convention, x), width, convention)
-    _check_variances(finite, ours, found, width)
-    return f"finite is the program: at width {width} the same function with the same variances, array by array"
+    _check_law(finite, ours, found, width)
+    return f"finite is the program: the same function at width {width}, with the same means and variances of arrays"
 
 
-def _check_variances(finite: Finite, ours: Sequence[Expected], found: Match, width: int) -> None:
-    """Each array's second moment is that of its parameter, to `FAR` standard errors of a Gaussian's."""
-    leaves = jax.jit(lambda key: named_leaves(finite(width, key)[1]))
-    squares: dict[str, float] = dict.fromkeys(found.paths, 0.0)
-    count = dict.fromkeys(found.paths, 0)
-    for key in jax.random.split(jax.random.key(0x5EED), CHECKED):
-        drawn = leaves(key)
-        for one in ours:
-            theta = np.asarray(one.theta(drawn[found.paths[one.name]]), np.float64)
-            squares[one.name] += float((theta**2).sum())
-            count[one.name] += theta.size
+def _check_law(finite: Finite, ours: Sequence[Expected], found: dict[str, str], width: int) -> None:
+    """Means, second moments and correlations of the arrays over draws are those of independent parameters.
+
+    Each to `FAR` standard errors of Gaussian entries; correlations are those of arrays of one shape.
+    """
+    thetas = jax.jit(lambda key: {one.name: one.theta(_leaf(finite, width, key, found[one.name])) for one in ours})
+    drawn = [thetas(key) for key in jax.random.split(jax.random.key(0x5EED), CHECKED)]
+    flat = {one.name: np.stack([np.ravel(d[one.name]).astype(np.float64) for d in drawn]) for one in ours}
     for one in ours:
-        second, chance = squares[one.name] / count[one.name], FAR * np.sqrt(2 / count[one.name])
-        if abs(second - one.second) > chance * one.second + 1e-5:
-            raise bad_argument(
-                "finite", f"{found.paths[one.name]} is the program's {one.name}, and its entries' second moment is "
-                f"{second / one.second if one.second else np.inf:.4g} times that of the program's",
-                "initialise it so, or trace the program with the variance that it has",
-            )  # fmt: skip
+        theta, count = flat[one.name], flat[one.name].size
+        second, path = (theta**2).mean(), found[one.name]
+        if abs(second - one.second) > FAR * np.sqrt(2 / count) * one.second + 1e-5:
+            ratio = second / one.second if one.second else np.inf
+            raise _unlike(path, one, f"its entries' second moment is {ratio:.4g} times that of the program's")
+        if abs(theta.mean()) > FAR * np.sqrt(second / count) + 1e-5:
+            raise _unlike(path, one, f"its entries have mean {theta.mean() * (one.scale or 1) + one.mean:.4g}")
+    for a, b in itertools.combinations(ours, 2):
+        left, right = flat[a.name], flat[b.name]
+        if left.shape == right.shape and a.second and b.second:
+            common = (left * right).mean() / np.sqrt(a.second * b.second)
+            if abs(common) > FAR / np.sqrt(left.size):
+                raise _unlike(found[a.name], a, f"has correlation {common:.2g} with {found[b.name]}: one random key?")
+
+
+def _leaf(finite: Finite, width: int, key: Array, path: str) -> Array:
+    return named_leaves(finite(width, key)[1])[0][path]
+
+
+def _unlike(path: str, one: Expected, why: str) -> Exception:
+    return bad_argument(
+        "finite", f"{path} is the program's {one.name}, and {why}",
+        "initialise it as the program does, or trace the program with the variance that it has",
+    )  # fmt: skip
 
 
 def _check_means(theirs: Draw, ours: Draw, width: int, convention: str) -> str:
@@ -167,8 +183,8 @@ def _sites(program: Program) -> tuple[int, ...]:
 
 
 def _cast(params: Any, dtype: Any) -> Any:
-    floating = lambda p: isinstance(p, jax.Array) and jnp.issubdtype(p.dtype, jnp.floating)
-    return jax.tree.map(lambda p: p.astype(dtype) if floating(p) else p, params)
+    leaves, rebuilt = named_leaves(params)
+    return rebuilt({path: leaf.astype(dtype) for path, leaf in leaves.items()})
 
 
 def _moment(y: Array, sites: tuple[int, ...]) -> Array:

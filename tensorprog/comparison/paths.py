@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -60,7 +60,10 @@ def curve(kernel: Any, task: Task, lr: float, start: Any, steps: Sequence[int]) 
 
     Asked for the whole grid whatever part of it a network needs: one compiled function then serves all.
     """
-    n = task.count
+    n, sites = task.count, kernel.ndim // 2 - 1
+    if sites and task.y.ndim > 1 + sites:  # independent rows of a readout over sites
+        rows = [replace(task, y=task.y[..., k]) for k in range(task.y.shape[-1])]
+        return np.stack([curve(kernel, row, lr, start[..., k], steps) for k, row in enumerate(rows)], -1)
     with warnings.catch_warnings():  # the end of training is not asked for, so its condition does not matter
         warnings.simplefilter("ignore", KernelWarning)
         predicted = gradient_descent(kernel[:n], task.y, lr)
@@ -97,24 +100,29 @@ class Networks:
         """One network, trained until its loss has fallen by the part `fall`, or to the end of the grid of steps."""
         start = params = self.init(key)
         first_kernel = self.kernel(params)
+        if not bool(jnp.any(first_kernel)):
+            raise bad_argument(
+                "widths", f"a network of width {self.width} has an NTK of 0: none of its units acts on these inputs",
+                "give larger widths",
+            )  # fmt: skip
         outputs = [np.asarray(self.outputs(params))]
         for before, after in pairwise(grid):
             params = self.advance(params, after - before)
             outputs.append(np.asarray(self.outputs(params)))
             if not np.isfinite(outputs[-1]).all():
                 raise bad_argument(
-                    "lr", f"{self.lr:g} diverges at width {self.width}, whose kernel is larger than the limit",
-                    "give a smaller one, or leave it out",
+                    "lr", f"{self.lr:g} diverges at width {self.width}: the network's NTK is larger than the limit",
+                    "give a smaller one, or larger widths",
                 )  # fmt: skip
             if self._loss(outputs[-1]) <= (1 - fall) * self._loss(outputs[0]):
                 break
         steps = np.array(grid[: len(outputs)])
-        return Path(
-            steps, np.stack(outputs),
-            *(curve(kernel, self.task, self.lr, outputs[0], grid)[: len(steps)] for kernel in (limit, first_kernel)),
-            np.array([self._loss(f) for f in outputs]),
-            part(self.kernel(params), first_kernel), part(params, start),
-        )  # fmt: skip
+        limit, own = (
+            curve(kernel, self.task, self.lr, outputs[0], grid)[: len(steps)] for kernel in (limit, first_kernel)
+        )
+        loss = np.array([self._loss(f) for f in outputs])
+        change = part(self.kernel(params), first_kernel)
+        return Path(steps, np.stack(outputs), limit, own, loss, change, part(params, start))
 
     def _loss(self, outputs: np.ndarray) -> float:
         return float(0.5 * np.sum((outputs[: self.task.count] - np.asarray(self.task.y)) ** 2))

@@ -11,12 +11,14 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from tensorprog.batch import require_program
 from tensorprog.comparison.arguments import Progress, as_given, bar, batches, comparable, keys_of, seeds_of, widths_of
-from tensorprog.comparison.expected import GRID, Band, Ensemble
+from tensorprog.comparison.expected import GRID, Band, Ensemble, number
 from tensorprog.comparison.paths import Networks, Path, Task
 from tensorprog.comparison.rates import deviation, fitted_rate, fixed
+from tensorprog.empirical.programs import readout_variances
 from tensorprog.errors import bad_argument
 from tensorprog.interpret.finite import apply, init
 from tensorprog.kernel import kernels
@@ -147,8 +149,9 @@ def compare_training(
     *,
     widths: Sequence[int] = (64, 256, 1024),
     seeds: int = 3,
-    lr: float | None = None,
-    fall: float = 0.9,
+    lr: ArrayLike | None = None,
+    fall: ArrayLike = 0.9,
+    max_steps: int = 100_000,
     key: jax.Array | None = None,
     progress: Progress = False,
 ) -> TrainingComparison:
@@ -167,6 +170,7 @@ def compare_training(
     - `lr`: η, by default 1/λ_max of the limit's NTK, half the largest stable one.
     - `fall`: the part of the loss that is to go, below 1. A network that has not got there in four times the steps that
       the limit takes stops there; the table says what is left of the loss.
+    - `max_steps`: the most steps that the limit may take.
 
     **Returns:** a `TrainingComparison`.
 
@@ -188,26 +192,28 @@ def compare_training(
     structure = require_program(program, "compare_training").structure
     comparable(structure)
     widths, seeds = widths_of(widths), seeds_of(seeds)
-    if not (isinstance(fall, float) and 0 < fall < 1):
-        raise bad_argument("fall", f"{fall!r} is no part of a loss", "give a float between 0 and 1, as 0.9")
-    task = _task(program, widths[0], x, x_test, y)
-    found = kernels(program, as_given(task.x))
-    nngp, theta = np.asarray(found.nngp), np.asarray(found.ntk)[:, : task.count]
-    ensemble = Ensemble(nngp, theta, task)
-    lr = ensemble.rate(lr)
-    grid = ensemble.grid(lr, fall)
-    band = ensemble.band(lr, grid[: GRID + 1])
+    fall = number(fall, "fall", "a number between 0 and 1, as 0.9")
+    if not 0 < fall < 1:
+        raise bad_argument("fall", f"{fall:g} is no part of a loss", "give a number between 0 and 1, as 0.9")
     keys = keys_of(key, widths, seeds)
+    task = _task(program, widths[0], x, x_test, y)
     step, close = bar(progress, len(widths) * seeds)
-    paths: dict[int, list[Path]] = {}
-    try:
-        for width in widths:
-            networks, paths[width] = Networks(program, width, task, lr), []
-            for own in keys[width]:
-                paths[width].append(networks.path(own, theta, grid, fall))
-                step()
-    finally:
-        close()
+    paths: dict[int, list[Path]] = {width: [] for width in widths}
+    with jax.default_matmul_precision("highest"):
+        try:
+            found = kernels(program, as_given(task.x))
+            nngp, theta = np.asarray(found.nngp), np.asarray(found.ntk)[:, : task.count]
+            ensemble = Ensemble(nngp, theta, _prior_mean(program, widths[0], task), task)
+            lr = ensemble.rate(lr)
+            grid = ensemble.grid(lr, fall, max_steps)
+            for width in widths:
+                networks = Networks(program, width, task, lr)
+                for own in keys[width]:
+                    paths[width].append(networks.path(own, theta, grid, fall))
+                    step()
+        finally:
+            close()
+    band = ensemble.band(lr, grid[: GRID + 1])
     return TrainingComparison(structure.name, widths, task, lr, fall, band, paths)
 
 
@@ -227,3 +233,10 @@ def _task(program: Program, width: int, x: Any, x_test: Any, y: Any) -> Task:
             "y", f"has shape {targets.shape}, and the outputs at x are {outputs}", "give one target each"
         )
     return Task(both, len(train[0]), jnp.asarray(targets))
+
+
+def _prior_mean(program: Program, width: int, task: Task) -> np.ndarray:
+    """The outputs' mean over networks, (N, *k): what is left of them when the readouts' parameters are 0."""
+    params = init(program, jax.random.key(0), width)
+    silent = {name: jnp.zeros_like(params[name]) for name in readout_variances(program)}
+    return np.asarray(apply(program, {**params, **silent}, as_given(task.x)))

@@ -23,6 +23,9 @@ from tensorprog.interpret.spaces import HIGHEST
 from tensorprog.sampling.draws import Draws
 
 Array = jax.Array
+RIDGE = 3e-4
+"""In single precision variances are so much larger than they are: factors of covariances that are singular to rounding
+would hold noise that grows from block to block."""
 _SIZES, _STEP = 6, 64
 """A factor grows in about so many steps, of at least so many rows."""
 
@@ -44,6 +47,8 @@ def _grown(factor: Array, across: Array, own: Array, start: Array) -> tuple[Arra
     alive = jnp.diagonal(factor) > 0
     full = factor + jnp.diag(jnp.where(alive, 0.0, 1.0).astype(factor.dtype))
     left = jnp.where(alive[:, None], jax.scipy.linalg.solve_triangular(full, across.T, lower=True), 0.0).T
+    if own.dtype != jnp.float64:
+        own = own + RIDGE * jnp.diag(jnp.diagonal(own))
     right = cholesky(own - jnp.matmul(left, left.T, precision=HIGHEST), jnp.diagonal(own))
     rows = jax.lax.dynamic_update_slice(left, right, (jnp.zeros_like(start), start))
     return left, right, jax.lax.dynamic_update_slice(factor, rows, (start, jnp.zeros_like(start)))

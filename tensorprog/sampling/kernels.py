@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -102,13 +103,39 @@ def _replicates(
     samples: int | None,
     key: Any,
 ) -> tuple[Any, Callable[..., tuple[Array, Array]]]:
-    """What `read` takes from each replicate's run, stacked; and how it is summed up, for sites of both vectors."""
+    """What `read` takes from each replicate's run, stacked; and how it is summed up, for sites of both vectors.
+
+    Outside transformations in double precision whatever the inputs' dtype: covariances of states are singular to
+    rounding. (A compiled function keeps the precision that JAX was set to where it is compiled.)
+    """
     first = x1[0].shape[0] if x1 else 1
     joined = x1 if x2 is None else tuple(jnp.concatenate(pair) for pair in zip(x1, x2, strict=True))
     size = joined[0].shape[0] if joined else 1
     made = plan(program.structure, ends, size)
     dtype = jnp.result_type(*(joined or (float,)))
-    replicates, points = division(made, default_samples(samples, made, dtype))
+    concrete = all(is_concrete(jnp.asarray(a)) for a in jax.tree.leaves((program.leaves, joined, weights)))
+    with jax.enable_x64(True) if concrete else nullcontext():
+        wide = jax.tree.map(lambda a: jnp.asarray(a, float if concrete else dtype), (joined, weights))
+        found = _drawn(program, *wide, made, ends, read, samples, key, concrete)
+        found = jax.tree.map(lambda a: a.astype(dtype), found)
+    columns = slice(0, first) if x2 is None else slice(first, None)
+    return found, partial(_summary, size=size, first=first, columns=columns)
+
+
+def _drawn(
+    program: Program,
+    joined: tuple[Array, ...],
+    weights: Array | None,
+    made: Plan,
+    ends: tuple[int, ...],
+    read: Callable[[Run], Any],
+    samples: int | None,
+    key: Any,
+    concrete: bool,
+) -> Any:
+    """What `read` takes from each replicate's run, stacked, in the dtype of the inputs."""
+    dtype = jnp.result_type(*(joined or (float,)))
+    replicates, points = division(made, default_samples(samples, made))
     keys = jax.random.split(jax.random.key(0) if key is None else key, replicates)
 
     def one(key: Array) -> Any:
@@ -116,12 +143,9 @@ def _replicates(
         run.run(ends)
         return read(run)
 
-    if all(is_concrete(jnp.asarray(a)) for a in jax.tree.leaves((program.leaves, joined, weights))):
-        found = jax.tree.map(lambda *a: jnp.stack(a), *map(one, keys))
-    else:
-        found = jax.lax.map(jax.checkpoint(one), keys)
-    columns = slice(0, first) if x2 is None else slice(first, None)
-    return found, partial(_summary, size=size, first=first, columns=columns)
+    if concrete:
+        return jax.tree.map(lambda *a: jnp.stack(a), *map(one, keys))
+    return jax.lax.map(jax.checkpoint(one), keys)
 
 
 def _symmetric(kernels: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
@@ -131,12 +155,12 @@ def _symmetric(kernels: tuple[Array, Array | None]) -> tuple[Array, Array | None
     return halved(nngp), None if ntk is None else halved(ntk)
 
 
-def default_samples(samples: int | None, made: Plan, dtype: jnp.dtype) -> int:
+def default_samples(samples: int | None, made: Plan) -> int:
     """Draws in all: those that were asked for, else as many as are affordable, 2^k or 1.5 · 2^k."""
     check_samples(samples)
     if samples is not None:
         return int(samples)
-    affordable = min(MOST, max(LEAST, WORK / (made.work * dtype.itemsize / 8)))
+    affordable = min(MOST, max(LEAST, WORK / made.work))
     below = 2 ** math.floor(math.log2(affordable))
     return min((below, 3 * below // 2, 2 * below), key=lambda count: abs(math.log(count / affordable)))
 
