@@ -115,8 +115,8 @@ def _replicates(
     dtype = jnp.result_type(*(joined or (float,)))
     concrete = all(is_concrete(jnp.asarray(a)) for a in jax.tree.leaves((program.leaves, joined, weights)))
     with jax.enable_x64(True) if concrete else nullcontext():
-        wide = jax.tree.map(lambda a: jnp.asarray(a, float if concrete else dtype), (joined, weights))
-        found = _drawn(program, *wide, made, ends, read, samples, key, concrete)
+        cast = partial(jax.tree.map, lambda a: jnp.asarray(a, float if concrete else dtype))
+        found = _drawn(program, cast(joined), cast(weights), made, ends, read, samples, key, concrete)
         found = jax.tree.map(lambda a: a.astype(dtype), found)
     columns = slice(0, first) if x2 is None else slice(first, None)
     return found, partial(_summary, size=size, first=first, columns=columns)
