@@ -15,6 +15,7 @@ import rates
 import regression
 import report
 import sequences
+import training
 
 
 @pytest.fixture(autouse=True)
@@ -178,3 +179,13 @@ def test_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[0] for row in rows] == ["NTK regression, mlp", "SVM, RBF kernel", "k-NN"]
     assert all(70 < float(row[1].removesuffix(" %")) <= 100 for row in rows)
     assert "depth=" in rows[0][2] and "NTK regression, mlp" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_training(tmp_path: Path) -> None:
+    page = tmp_path / "training.md"
+    sizes = ["--count", "12", "--tests", "4", "--seeds", "2", "--widths", "16", "64"]
+    assert training.main(["mlp", *sizes, "--out", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "mlp: 12 training and 4 test inputs" in text and "until its own loss has fallen by 90 %; 2 of" in text
+    assert (tmp_path / "training.svg").exists() and not list(tmp_path.glob("kept/*"))

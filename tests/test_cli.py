@@ -338,3 +338,34 @@ def test_programs_of_several_inputs(capsys: pytest.CaptureFixture[str], tmp_path
 def test_a_plan_of_a_sampled_net(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "kernel", "gru", "--inputs", "5", "--plan")
     assert code == 0 and "replicates" in out and "memory for 5 inputs: about" in out
+
+
+def test_training_of_digits_and_of_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    picture = tmp_path / "t.png"
+    tiny = ["--widths", "16", "--seeds", "1", "--out", str(picture)]
+    code, out, _ = run(capsys, "compare", "--training", "--inputs", "12", "--test", "0.25", "--lr", "0.01", *tiny)
+    assert code == 0 and "mlp: 9 training and 3 test inputs" in out and picture.read_bytes()[:4] == b"\x89PNG"
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(9, 3))
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", x[:, 0])
+    given = ["--data", str(tmp_path / "x.npy"), "--targets", str(tmp_path / "y.npy"), "--fall", "0.5"]
+    code, out, _ = run(capsys, "compare", "mlp", "--training", *given, *tiny)
+    assert code == 0 and "mlp: 6 training and 3 test inputs" in out and "fallen by 50 %" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["mlp", "--lr", "0.1"], "--lr: it is read in training only; add --training"),
+        (["mlp", "--targets", "y.npy"], "--targets: it is read in training only"),
+        (["mlp", "--training", "--test", "0.001"], "--test: 0 of 150 examples"),
+        (["mlp", "--training", "--lr", "5", "--inputs", "12"], "lr: 5 diverges"),
+        (["mlp", "--training", "--targets", "y.npy"], "--targets: digits have their own"),
+        (["mlp", "--training", "--out", "t.txt"], "--out: t.txt ends in no format of pictures"),
+        (["batchnorm_mlp", "--training", "--inputs", "12"], "the outputs at x are (8, 8); give one target each"),
+    ],
+)
+def test_what_training_refuses(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "compare", *argv)
+    assert code == 1 and words in err and len(err.splitlines()) == 1

@@ -14,7 +14,7 @@ import pytest
 from agreement import agreement
 from eager import eager
 from hypothesis import find, given, note, settings
-from programs import HEALTH, MOST, Sketch, distinct, features, programs
+from programs import HEALTH, MOST, Sketch, Step, distinct, features, programs
 
 import tensorprog as tp
 from tensorprog.interpret.demand import Demand
@@ -122,3 +122,25 @@ def test_finite_networks_have_this_kernel(number: int) -> None:
     allowed = 4 * error + 10 / WIDTH * np.abs(limit).max()
     gap = np.abs(networks.mean(0) - limit)
     assert (gap <= allowed).all(), f"{sketch}\n{(gap / allowed).max()}\n{networks.mean(0)}\n{limit}"
+
+
+# ---- programs that were found to be wrong
+
+FOUND = {
+    # the same Gaussians on both sides, in functions with numbers of their own
+    "numbers": Sketch(2, "mask", 2.0, 2, (
+        Step("conv", 1, 3, 6), Step("nonlin", 1, 2, 5), Step("conv", 0, 3, 5), Step("moment", 2, 0, 7),
+        Step("scale", 0, 3, 6), Step("nonlin", 0, 2, 4), Step("add", 0, 0, 1), Step("site", 0, 1, 6),
+        Step("scale", 2, 2, 2), Step("matmul", 3, 3, 5), Step("nonlin", 2, 2, 0),
+    ), (3,)),
+    "numbers of inputs": Sketch(2, "data", 0.0, 2, (
+        Step("bias", 0, 0, 6), Step("nonlin", 0, 2, 4), Step("attend", 2, 0, 1), Step("nonlin", 0, 3, 1),
+        Step("moment", 0, 1, 4),
+    ), (2,)),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n if n == "numbers" else pytest.param(n, marks=pytest.mark.full) for n in FOUND])
+def test_what_was_wrong_agrees(name: str) -> None:
+    assert agrees(FOUND[name])

@@ -36,10 +36,12 @@ def joint(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer
         return entry
 
     if right is not None and not set(left_slots) & set(right_slots):
-        expect, collect = _across(context, cells, slots, count), partial(_blocks, slots)
+        expect, collect = partial(_across, slots, count), partial(_blocks, slots)
+        # Of each equation, so it goes the way of the covariances, whatever maps the call.
+        sides = _itself(context, cells, slots)
     else:
         shape = (cells.shape[0], *buffer.value.shape[1:])
-        expect, collect = joint_expectation, partial(_whole, count, shape)
+        expect, collect, sides = joint_expectation, partial(_whole, count, shape), ()
     covariances = collect(entries("value"))
     if context.valid is not None and isinstance(covariances, tuple):
         covariances = (*covariances[:2], jnp.where(context.valid[..., None, None], covariances[2], 0.0))
@@ -50,14 +52,14 @@ def joint(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer
     def integral(f: Any, g: Any) -> tuple[Array, Array]:
         """The expectation and its error, that of the covariances and numbers included."""
         call = partial(expect, f, g)
-        value, error = over_equations(group, call, (covariances,), numbers)
+        value, error = over_equations(group, call, (covariances, *sides), numbers)
         if deltas is not None:
             for moved in others:
-                error = error + jnp.abs(over_equations(group, call, (covariances,), sum(moved, ()))[0] - value)
+                error = error + jnp.abs(over_equations(group, call, (covariances, *sides), sum(moved, ()))[0] - value)
 
             def change(delta: Any) -> Array:
                 moved = jax.tree.map(jnp.add, covariances, delta)
-                return jnp.abs(over_equations(group, call, (moved,), numbers)[0] - value)
+                return jnp.abs(over_equations(group, call, (moved, *sides), numbers)[0] - value)
 
             error = error + mapped(change, deltas).sum(0)  # a loop, compiled once
         return value, error
@@ -97,24 +99,25 @@ def _blocks(slots: tuple[tuple[int, ...], tuple[int, ...]], entry: Any) -> tuple
     return block(left, left), block(right, right), block(left, right)
 
 
-def _across(context: Context, cells: Any, slots: tuple[tuple[int, ...], tuple[int, ...]], count: int) -> Any:
-    """The rule for two sides: a series in the canonical correlations between them."""
-    itself = None
-    if context.matched and len(slots[0]) == len(slots[1]):
-        ends = [cells[:, own[0] : own[-1] + 1, own[0] : own[-1] + 1] for own in slots]
-        itself = jnp.asarray(ends[0] == ends[1]).all((1, 2))[:, None]
+def _itself(context: Context, cells: Any, slots: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[Array, ...]:
+    """Which equations have the same Gaussians on both sides, (equations, 1); nothing where none can."""
+    if not context.matched or len(slots[0]) != len(slots[1]):
+        return ()
+    ends = [cells[:, own[0] : own[-1] + 1, own[0] : own[-1] + 1] for own in slots]
+    return (jnp.asarray(ends[0] == ends[1]).all((1, 2))[:, None],)
 
-    def across(f: Any, g: Any, covs: Any, numbers: Any) -> Any:
-        found = crossing((f, g), slots, count, covs, numbers)
-        if itself is None:
-            return found
-        # The same Gaussians on both sides: one integral over them.
-        size = len(slots[0])
-        onto = Onto(f, slots[0], count), Onto(g, slots[1], count)
-        alike = joint_expectation(*onto, covs[0][..., :size, :size], numbers)
-        return tuple(jnp.where(itself, a, b) for a, b in zip(alike, found, strict=True))
 
-    return across
+def _across(slots: tuple[tuple[int, ...], tuple[int, ...]], count: int, f: Any, g: Any, covs: Any, *rest: Any) -> Any:
+    """The rule for two sides: a series in the canonical correlations between them; `rest` may say `_itself` first."""
+    *itself, numbers = rest
+    found = crossing((f, g), slots, count, covs, numbers)
+    if not itself:
+        return found
+    # The same Gaussians on both sides: one integral over them.
+    size = len(slots[0])
+    onto = Onto(f, slots[0], count), Onto(g, slots[1], count)
+    alike = joint_expectation(*onto, covs[0][..., :size, :size], numbers)
+    return tuple(jnp.where(itself[0], a, b) for a, b in zip(alike, found, strict=True))
 
 
 def _deltas(covariances: Any, errors: Any) -> Any:
