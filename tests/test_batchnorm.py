@@ -63,6 +63,7 @@ def test_kernels_know_no_scale_and_no_mean_of_the_batch() -> None:
     np.testing.assert_allclose(found, tp.nngp(plain, x), rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_symmetric_and_two_batches_agree_with_one() -> None:
     program, x = net("batchnorm_mlp").program(tp.Input(5, 3), depth=1), batches(3, (5, 3))
     whole = tp.ntk(program, x)

@@ -340,6 +340,7 @@ def test_a_plan_of_a_sampled_net(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0 and "replicates" in out and "memory for 5 inputs: about" in out
 
 
+@pytest.mark.slow
 def test_training_of_digits_and_of_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     picture = tmp_path / "t.png"
     tiny = ["--widths", "16", "--seeds", "1", "--out", str(picture)]

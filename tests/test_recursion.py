@@ -459,6 +459,7 @@ def dependent_factors(x: Any) -> Any:
     return tp.weight("v", 1, N) @ (tp.named("a", a) * tp.named("b", b))
 
 
+@pytest.mark.slow
 def test_functions_of_dependent_gaussians() -> None:
     """E a b ā b̄ by Isserlis; its derivative in C(a) is E b b̄."""
     program = tp.trace(dependent_factors, tp.Input(5))

@@ -131,6 +131,7 @@ def test_the_second_moment_of_a_gated_state_is_the_kernel_of_its_readout() -> No
     )
 
 
+@pytest.mark.slow
 def test_sampled_terms_of_parameters_sum_to_the_kernel() -> None:
     options = {"samples": 2**11, "key": jax.random.key(5)}
     parts = tp.ntk_by_parameter(GRU, X, **options)
@@ -361,6 +362,7 @@ def test_without_inputs_a_kernel_is_one_number() -> None:
     assert tp.nngp(tp.trace(drawn), samples=2**10).shape == ()
 
 
+@pytest.mark.slow
 def test_single_precision_is_as_good() -> None:
     """Sequences of few features: covariances of many inputs are singular to rounding, and more so in float32."""
     rng = np.random.default_rng(5)

@@ -15,6 +15,7 @@ X = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)))
 ERF = jax.scipy.special.erf
 
 
+@pytest.mark.slow
 def test_a_gaussian_with_a_mean_and_a_function() -> None:
     def net(x: Any) -> Any:
         n = tp.Width("n")

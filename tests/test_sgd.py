@@ -162,6 +162,7 @@ def test_training_of_a_graph_network() -> None:
     np.testing.assert_allclose(run(params)[0][0], expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_program_whose_sites_are_the_batch() -> None:
     def net(x: Any, other: Any) -> Any:
         n = tp.Width("n")

@@ -420,6 +420,7 @@ def test_the_backward_road_takes_convolutions() -> None:
     assert np.max(found.error.ntk) < 0.02 * np.max(ntk)
 
 
+@pytest.mark.slow
 def test_linear_convolutions_have_exact_limits() -> None:
     """W and its transpose at every offset, through the backward pass of an average: equal to a product of Gaussians."""
 

@@ -128,6 +128,7 @@ def test_table_and_picture(found: tp.TrainingComparison, tmp_path: Any) -> None:
     assert (tmp_path / "training.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_rows_learning_rates_and_no_test_inputs() -> None:
     def two(x: Any) -> Any:
         n = tp.Width("n")
@@ -143,6 +144,7 @@ def test_rows_learning_rates_and_no_test_inputs() -> None:
     assert 0 < found.deviations["gap"].max() < 0.5
 
 
+@pytest.mark.slow
 def test_readouts_over_sites() -> None:
     def sites(x: Any) -> Any:
         n = tp.Width("n")
