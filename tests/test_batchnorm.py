@@ -30,7 +30,11 @@ def sampled(program: tp.Program, x: Any, samples: int) -> Any:
 @SLOW
 @pytest.mark.parametrize(
     "keywords",
-    [{"depth": 1}, {"depth": 1, "fn": jax.nn.identity}, {"depth": 2, "fn": jax.nn.leaky_relu}],
+    [
+        {"depth": 1},
+        {"depth": 1, "fn": jax.nn.identity},
+        pytest.param({"depth": 2, "fn": jax.nn.leaky_relu}, marks=pytest.mark.full),
+    ],
     ids=["relu", "linear", "leaky"],
 )
 def test_integrals_agree_with_samples(keywords: Any) -> None:

@@ -176,7 +176,7 @@ def test_keywords_and_shapes(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert code == 0 and "erf(" in out and "W3" not in out
 
 
-@pytest.mark.slow
+@pytest.mark.full  # the README's first command is this
 def test_the_main_job(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, _ = run(capsys, "compare", "--out", str(tmp_path / "compare.png"))
     assert code == 0 and "2048" in out and "20 handwritten digits" in out

@@ -140,7 +140,7 @@ def test_alternation_of_a_matrix_and_its_transpose() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rho", ["1.0", "0.5"])
+@pytest.mark.parametrize("rho", [pytest.param("1.0", marks=pytest.mark.full), "0.5"])
 def test_alternation_between_two_widths(rho: str) -> None:
     def program(phi: Any) -> tuple[Any, ...]:
         m = tp.Width("m")
