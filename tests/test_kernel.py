@@ -75,7 +75,7 @@ def test_dependent_branches_exactly() -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-@SLOW
+@pytest.mark.full
 def test_functions_of_two_gaussians() -> None:
     """Independent factors apart; dependent ones together: tanh(h)·relu(k), with k independent of h, then not."""
     x = jnp.asarray(RNG.normal(size=(3, 4)))
