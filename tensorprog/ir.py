@@ -145,6 +145,13 @@ def rows(parameter: Parameter) -> Dim:
     return parameter.dim if isinstance(parameter, Bias) else parameter.rows
 
 
+def shape(parameter: Parameter) -> tuple[Dim, ...]:
+    """(*sites, *window, rows, cols) of a matrix's array, (*sites, dim) of a bias's; widths by their names."""
+    if isinstance(parameter, Bias):
+        return (*parameter.sites, parameter.dim)
+    return (*parameter.sites, *parameter.window, parameter.rows, parameter.cols)
+
+
 def is_readout(parameter: Parameter) -> bool:
     """Whether a parameter has a fixed number of rows."""
     return isinstance(rows(parameter), int)

@@ -123,9 +123,15 @@ def compare_command(arguments: argparse.Namespace) -> None:
     if arguments.training:
         trained = training(arguments, _Bar)
         print(trained, end="\n\n")
-        save(training_figure([trained]), arguments.out, "--out")
-        print(f"picture written to {arguments.out}")
-        return
+        picture = training_figure([trained])
+    else:
+        picture = comparison_figure(_compared(arguments))
+    save(picture, arguments.out, "--out")
+    print(f"picture written to {arguments.out}")
+
+
+def _compared(arguments: argparse.Namespace) -> list[Comparison]:
+    """Kernels of finite networks beside their limits, printed as they come."""
     for option in ONLY:
         if getattr(arguments, option) is not None:
             raise bad_argument(f"--{option}", "it is read in training only", "add --training, or leave it out")
@@ -135,14 +141,12 @@ def compare_command(arguments: argparse.Namespace) -> None:
                 raise bad_argument(
                     option, "there is no PROGRAM that it could be for", "write tensorprog compare mlp, say"
                 )
-        found = _digits(arguments)
-    else:
-        program, data = program_and_data(arguments)
-        with _Bar(len(arguments.widths) * arguments.seeds) as bar:
-            found = [compare(program, _cast(data), widths=arguments.widths, seeds=arguments.seeds, progress=bar)]
-        print(found[0], end="\n\n")
-    save(comparison_figure(found), arguments.out, "--out")
-    print(f"picture written to {arguments.out}")
+        return _digits(arguments)
+    program, data = program_and_data(arguments)
+    with _Bar(len(arguments.widths) * arguments.seeds) as bar:
+        found = compare(program, _cast(data), widths=arguments.widths, seeds=arguments.seeds, progress=bar)
+    print(found, end="\n\n")
+    return [found]
 
 
 def _digits(arguments: argparse.Namespace) -> list[Comparison]:

@@ -166,8 +166,7 @@ def _task(
         raise bad_argument(
             "--test", f"{arguments.test:g} of {count} examples", "leave one at least to learn from, and one to predict"
         )
-    order = np.random.default_rng(arguments.seed).permutation(count)
-    train, test = np.sort(order[held:]), np.sort(order[:held])
+    train, test = split(count, held, arguments.seed)
     columns = values.reshape(count, -1).astype(float)
     labels, classes = None, np.zeros(0)
     if arguments.classify:
@@ -184,6 +183,12 @@ def _task(
         inputs = tuple(_standard(x, train) if isinstance(i, Input) else x for i, x in zip(kinds, inputs, strict=True))
     offset = columns[train].mean(0) if labels is None else np.full(len(classes), 1 / len(classes))
     return Task(inputs, columns - offset, offset, labels, classes, train, test)
+
+
+def split(count: int, held: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which examples are learnt from and which `held` are held out, by chance and in their order."""
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
 
 
 def _standard(x: np.ndarray, train: np.ndarray) -> np.ndarray:

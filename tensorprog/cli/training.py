@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tensorprog.cli.arguments import program_and_data
-from tensorprog.cli.prediction import examples, not_negative, share
+from tensorprog.cli.prediction import examples, not_negative, share, split
 from tensorprog.comparison import TrainingComparison, compare_training
 from tensorprog.comparison.arguments import as_given
 from tensorprog.data import DIGITS
@@ -57,8 +57,7 @@ def training(arguments: argparse.Namespace, bar: Callable[[int], Any]) -> Traini
     held = round((0.33 if arguments.test is None else arguments.test) * count)
     if not 1 <= held < count:
         raise bad_argument("--test", f"{held} of {count} examples", "leave one at least to learn from, and one to test")
-    order = np.random.default_rng(0).permutation(count)  # digits come sorted by class
-    train, test = np.sort(order[held:]), np.sort(order[:held])
+    train, test = split(count, held, 0)
     cut = lambda rows: as_given(tuple(array[rows].astype(np.float32) for array in data))
     with bar(len(arguments.widths) * arguments.seeds) as step:
         return compare_training(

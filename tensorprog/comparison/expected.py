@@ -10,6 +10,7 @@ import numpy as np
 
 from tensorprog.comparison.paths import Task
 from tensorprog.errors import bad_argument
+from tensorprog.predict.arguments import matrix_of
 
 #: Recorded times until the expected loss has fallen; a network that takes longer is followed `LONGER` times as far.
 GRID = 16
@@ -38,13 +39,14 @@ class Ensemble:
 
     def __init__(self, nngp: np.ndarray, theta: np.ndarray, mean: np.ndarray, task: Task):
         self.task, self.sites = task, theta.shape[2 : theta.ndim // 2 + 1]
+        matrix = lambda kernel: matrix_of(kernel, self.sites).astype(np.float64)
         self.cross = matrix(theta)
         self.trained = self.cross.shape[1]
         self.values, self.vectors = np.linalg.eigh(self.cross[: self.trained])
         if not self.values[-1] > 0:
             raise bad_argument("x", "the NTK is 0 at these inputs: nothing is learnt", "give a program that trains")
         # Directions below are rounding, and do not move, as in `tp.predict`.
-        self.cutoff = self.trained * float(np.finfo(theta.dtype).eps) * self.values[-1]
+        self.moves = self.values > self.trained * float(np.finfo(theta.dtype).eps) * self.values[-1]
         self.mean = np.asarray(mean, np.float64).reshape(len(self.cross), -1)
         self.prior = matrix(nngp) - self.mean[:, :1] * self.mean[:, 0]  # all rows of a readout have one mean
         self.y = np.asarray(task.y, np.float64).reshape(self.trained, -1) - self.mean[: self.trained]
@@ -86,18 +88,15 @@ class Ensemble:
 
     def left(self, lr: float, steps: Sequence[int]) -> np.ndarray:
         """E loss in units of that at the start: Σ_i (1 − ηλ_i)^{2t} (‖u_i·y‖² + k u_iᵀ K u_i), u_i Θ's eigenvectors."""
-        moving = np.where(self.values > self.cutoff, self.values, 0.0)
-        remains = (1 - lr * moving) ** (2.0 * np.asarray(steps)[:, None])
+        remains = (1 - lr * np.where(self.moves, self.values, 0.0)) ** (2.0 * np.asarray(steps)[:, None])
         return remains @ self.power / self.power.sum()
 
     def band(self, lr: float, steps: Sequence[int]) -> Band:
         """Mean μ + A(y − μ), covariance K − A K_X − K_Xᵀ Aᵀ + A K_XX Aᵀ, A_t = Θ_* Θ⁻¹(1 − (1 − ηΘ)ᵗ)."""
-        n = self.trained
+        n, values = self.trained, np.where(self.moves, self.values, 1.0)
         means, spreads = [], []
         for t in steps:
-            moves = self.values > self.cutoff
-            values = np.where(moves, self.values, 1.0)
-            gain = np.where(moves, (1 - (1 - lr * values) ** t) / values, 0.0)
+            gain = np.where(self.moves, (1 - (1 - lr * values) ** t) / values, 0.0)
             a = self.cross @ (self.vectors * gain) @ self.vectors.T
             mixed = np.einsum("ij,ij->i", a, self.prior[:, :n])
             kept = np.einsum("ij,jk,ik->i", a, self.prior[:n, :n], a)
@@ -119,10 +118,3 @@ def number(value: Any, name: str, what: str) -> float:
     if isinstance(value, bool | str) or found.ndim or np.isnan(found):
         raise bad_argument(name, f"{value!r} is no number", f"give {what}")
     return float(found)
-
-
-def matrix(kernel: np.ndarray) -> np.ndarray:
-    """(N, M, *S, *S) as (N·|S|, M·|S|), in double precision."""
-    size = int(np.prod(kernel.shape[2 : kernel.ndim // 2 + 1]))
-    blocks = kernel.reshape(*kernel.shape[:2], size, size).astype(np.float64)
-    return blocks.transpose(0, 2, 1, 3).reshape(kernel.shape[0] * size, kernel.shape[1] * size)

@@ -15,7 +15,7 @@ from tensorprog import empirical
 from tensorprog.batch import require_program
 from tensorprog.comparison.arguments import Progress, bar, batches, comparable, keys_of, seeds_of, widths_of
 from tensorprog.comparison.models import Finite, check_same, model
-from tensorprog.comparison.rates import deviation, fitted_rate, fixed, relative
+from tensorprog.comparison.rates import deviation, fixed, rates_of, relative
 from tensorprog.errors import bad_argument
 from tensorprog.interpret.finite import init
 from tensorprog.kernel import kernels
@@ -51,9 +51,7 @@ class Comparison:
 
         **Raises:** `ProgramError` for fewer than two widths.
         """
-        if len(self.widths) < 2:
-            raise bad_argument("widths", "one width has no rate", "compare at two widths or more")
-        return {kind: fitted_rate(self.widths, errors) for kind, errors in self.errors.items()}
+        return rates_of(self.widths, self.errors)
 
     @property
     def rate(self) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tensorprog.interpret.finite import apply
 from tensorprog.interpret.sizes import sizes
-from tensorprog.ir import Bias, Parameter, fan
+from tensorprog.ir import Bias, Parameter, fan, shape
 from tensorprog.program import Program
 
 Array = jax.Array
@@ -92,13 +92,12 @@ def expected(program: Program, width: int, convention: str) -> list[Expected]:
         scale = math.sqrt(var) if p.scale is None else number(p.scale)
         second = var / scale**2 if scale else 0.0
         mean = number(p.mean) if isinstance(p, Bias) and p.mean is not None else 0.0
-        window, dims = ((), (p.dim,)) if isinstance(p, Bias) else (p.window, (p.rows, p.cols))
         if convention == "multiplier-std":
             scale, mean = 1.0, 0.0  # the function adds the mean
         elif convention == "standard" and not isinstance(p, Bias):
             scale /= math.sqrt(fan(p) * (1 if isinstance(p.cols, int) else size[p.cols]))
-        shape = (*p.sites, *window, *(d if isinstance(d, int) else size[d] for d in dims))
-        found.append(Expected(p, shape, scale, mean, second, width))
+        dims = tuple(d if isinstance(d, int) else size[d] for d in shape(p))
+        found.append(Expected(p, dims, scale, mean, second, width))
     return found
 
 

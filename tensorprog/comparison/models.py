@@ -67,12 +67,12 @@ def model(finite: Finite, program: Program, width: int, x1: Any, x2: Any = None)
 def own_network(program: Program, width: int, convention: str, x: Any) -> Draw:
     """The same of the program's networks, with derivatives in what the convention trains."""
     sites = _sites(program)
+    rates = None  # the program's own
     if convention != "multiplier-std":  # with multipliers of 1, θ is what "init-std" trains, also where it is all 0
-        program = program.replace({f"{p.name}.scale": 1.0 for p in program.structure.parameters})
-    weights = parameter_weights(program, convention, width)
-    rates = {p.name: weight for p, weight in zip(program.structure.parameters, weights, strict=True)}
-    if convention == "multiplier-std":
-        rates = {p.name: program.leaves[p.lr.index] for p in program.structure.parameters}
+        parameters = program.structure.parameters
+        program = program.replace({f"{p.name}.scale": 1.0 for p in parameters})
+        weights = parameter_weights(program, convention, width)
+        rates = {p.name: weight for p, weight in zip(parameters, weights, strict=True)}
 
     def draw(key: Array) -> dict[str, Array]:
         params = _cast(init(program, key, width), x[0].dtype)
@@ -115,7 +115,12 @@ def _check_law(finite: Finite, ours: Sequence[Expected], found: dict[str, str], 
 
     Each to `FAR` standard errors of Gaussian entries; correlations are those of arrays of one shape.
     """
-    thetas = jax.jit(lambda key: {one.name: one.theta(_leaf(finite, width, key, found[one.name])) for one in ours})
+
+    @jax.jit
+    def thetas(key: Array) -> dict[str, Array]:
+        leaves, _ = named_leaves(finite(width, key)[1])
+        return {one.name: one.theta(leaves[found[one.name]]) for one in ours}
+
     drawn = [thetas(key) for key in jax.random.split(jax.random.key(0x5EED), CHECKED)]
     flat = {one.name: np.stack([np.ravel(d[one.name]).astype(np.float64) for d in drawn]) for one in ours}
     for one in ours:
@@ -132,10 +137,6 @@ def _check_law(finite: Finite, ours: Sequence[Expected], found: dict[str, str], 
             common = (left * right).mean() / np.sqrt(a.second * b.second)
             if abs(common) > FAR / np.sqrt(left.size):
                 raise _unlike(found[a.name], a, f"has correlation {common:.2g} with {found[b.name]}: one random key?")
-
-
-def _leaf(finite: Finite, width: int, key: Array, path: str) -> Array:
-    return named_leaves(finite(width, key)[1])[0][path]
 
 
 def _unlike(path: str, one: Expected, why: str) -> Exception:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from tensorprog.errors import bad_argument
 
 
 def fitted_rate(widths: Sequence[int] | np.ndarray, errors: np.ndarray) -> tuple[float, float]:
@@ -22,6 +24,16 @@ def fitted_rate(widths: Sequence[int] | np.ndarray, errors: np.ndarray) -> tuple
     freedom = squares.size - 2
     spread = np.sqrt(((about - 1) ** 2).sum() / freedom) if freedom else np.nan
     return float(slope), float(0.5 * spread / np.sqrt(squares.shape[1] * (x**2).sum()))
+
+
+def rates_of(widths: Sequence[int], errors: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float]]:
+    """The fitted rate of each kind of error (widths, seeds).
+
+    **Raises:** `ProgramError` for fewer than two widths.
+    """
+    if len(widths) < 2:
+        raise bad_argument("widths", "one width has no rate", "compare at two widths or more")
+    return {kind: fitted_rate(widths, values) for kind, values in errors.items()}
 
 
 def relative(values: np.ndarray, reference: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from tensorprog.batch import require_program
 from tensorprog.comparison.arguments import Progress, as_given, bar, batches, comparable, keys_of, seeds_of, widths_of
 from tensorprog.comparison.expected import GRID, Band, Ensemble, number
 from tensorprog.comparison.paths import Networks, Path, Task
-from tensorprog.comparison.rates import deviation, fitted_rate, fixed
+from tensorprog.comparison.rates import deviation, fixed, rates_of
 from tensorprog.empirical.programs import readout_variances
 from tensorprog.errors import bad_argument
 from tensorprog.interpret.finite import apply, init
@@ -88,9 +88,7 @@ class TrainingComparison:
 
         **Raises:** `ProgramError` for fewer than two widths.
         """
-        if len(self.widths) < 2:
-            raise bad_argument("widths", "one width has no rate", "compare at two widths or more")
-        return {kind: fitted_rate(self.widths, values) for kind, values in self.deviations.items()}
+        return rates_of(self.widths, self.deviations)
 
     @property
     def left(self) -> np.ndarray:
@@ -110,7 +108,8 @@ class TrainingComparison:
 
     def table(self) -> str:
         """Width, steps and what is left of the loss, the four deviations as mean ± sd over seeds, rates, the band."""
-        found, seeds = self.deviations, len(self.paths[self.widths[0]])
+        found, left, seeds = self.deviations, self.left, len(self.paths[self.widths[0]])
+        inside = self.inside
         tests = len(self.task.x[0]) - self.task.count
         lines = [
             f"{self.name}: {self.task.count} training and {tests} test inputs, gradient descent with lr {self.lr:.3g} "
@@ -123,8 +122,8 @@ class TrainingComparison:
             steps = np.mean([path.steps[-1] for path in self.paths[width]])
             cells = [f"{fixed(d[i].mean(), 4)} ± {fixed(deviation(d[i]), 4)}" for d in found.values()]
             lines.append(
-                f"{width:>7}   {steps:>6.0f}   {100 * self.left[i].mean():>7.1f} %   "
-                + "   ".join(f"{cell:^22}" for cell in cells) + f"   {100 * self.inside[width]:>9.0f} %"
+                f"{width:>7}   {steps:>6.0f}   {100 * left[i].mean():>7.1f} %   "
+                + "   ".join(f"{cell:^22}" for cell in cells) + f"   {100 * inside[width]:>9.0f} %"
             )  # fmt: skip
         if len(self.widths) > 1:
             cells = [f"{fixed(slope, 2)} ± {fixed(se, 2)}" for slope, se in self.rates.values()]

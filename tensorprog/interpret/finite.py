@@ -16,7 +16,7 @@ from tensorprog.errors import bad_argument
 from tensorprog.gia import reached
 from tensorprog.interpret.evaluator import Evaluator, safe_sqrt
 from tensorprog.interpret.sizes import sizes
-from tensorprog.ir import Bias, Dim, MatMul, Structure, VectorType, Weight, fan
+from tensorprog.ir import Bias, Dim, MatMul, Structure, VectorType, Weight, fan, shape
 from tensorprog.program import Program
 
 Params = dict[str, jax.Array]
@@ -48,15 +48,13 @@ def init(program: Program, key: jax.Array, width: int | Mapping[str, int]) -> Pa
     if structure.parameters:
         key = random_key(key)
     for parameter in structure.parameters:
-        dims = (parameter.dim,) if isinstance(parameter, Bias) else (parameter.rows, parameter.cols)
-        window = () if isinstance(parameter, Bias) else parameter.window
-        shape = (*parameter.sites, *window, *(d if isinstance(d, int) else size[d] for d in dims))
+        dims = tuple(d if isinstance(d, int) else size[d] for d in shape(parameter))
         var = jnp.asarray(program.leaves[parameter.var.index], dtype)
         if parameter.scale is None:
             deviation = jnp.where(var > 0, 1.0, 0.0).astype(dtype)
         else:
             deviation = safe_sqrt(var) / jnp.asarray(program.leaves[parameter.scale.index], dtype)
-        params[parameter.name] = deviation * jax.random.normal(_named_key(key, parameter.name), shape, dtype)
+        params[parameter.name] = deviation * jax.random.normal(_named_key(key, parameter.name), dims, dtype)
     return params
 
 
@@ -104,17 +102,15 @@ def _check_params(structure: Structure, params: Any) -> None:
         raise bad_argument("params", f"no {', '.join(missing)}", _FROM_INIT)
     sizes: dict[str, int] = {}
     for parameter in structure.parameters:
-        dims = (parameter.dim,) if isinstance(parameter, Bias) else (*parameter.window, parameter.rows, parameter.cols)
-        wanted = (*parameter.sites, *dims)
-        shape = np.shape(params[parameter.name])
-        fits = len(shape) == len(wanted) and all(
+        wanted, given = shape(parameter), np.shape(params[parameter.name])
+        fits = len(given) == len(wanted) and all(
             size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim)
-            for size, dim in zip(shape, wanted, strict=True)
+            for size, dim in zip(given, wanted, strict=True)
         )
         if not fits:
             text = " × ".join(f"{d} = {sizes[d]}" if d in sizes else str(d) for d in wanted)
             raise bad_argument(
-                "params", f"{parameter.name} has shape {shape}, the program's is {text}",
+                "params", f"{parameter.name} has shape {given}, the program's is {text}",
                 _FROM_INIT,
             )  # fmt: skip
 
@@ -139,9 +135,8 @@ def _sizes(structure: Structure, params: Mapping[str, jax.Array]) -> dict[str, i
     """The width's sizes, as the parameters have them."""
     sizes = {}
     for parameter in structure.parameters:
-        dims = (parameter.dim,) if isinstance(parameter, Bias) else (parameter.rows, parameter.cols)
-        shape = np.shape(params[parameter.name])
-        sizes.update({d: n for d, n in zip(dims, shape[len(shape) - len(dims) :], strict=True) if isinstance(d, str)})
+        pairs = zip(shape(parameter), np.shape(params[parameter.name]), strict=True)
+        sizes.update({d: n for d, n in pairs if isinstance(d, str)})
     return sizes
 
 

@@ -67,7 +67,7 @@ class Problem:
                 "transpose it" if swapped else "give the kernel of test inputs with the training inputs, in that order"
             )
             raise bad_argument(name, f"has shape {kernel.shape}, and {wanted} is what fits ktt", remedy)
-        return _matrix(kernel, self.sites).astype(self.kernel.dtype)
+        return matrix_of(kernel, self.sites).astype(self.kernel.dtype)
 
     def test(self, kss: Any, cross: Array, name: str = "kss") -> Array:
         """The kernel of the test inputs with themselves, (N*, N*, *S, *S), as (M*, M*)."""
@@ -79,7 +79,7 @@ class Problem:
                 name, f"has shape {kernel.shape}, and {wanted} is what fits kst",
                 "give the kernel of the test inputs with themselves",
             )  # fmt: skip
-        return _matrix(kernel, self.sites).astype(self.kernel.dtype)
+        return matrix_of(kernel, self.sites).astype(self.kernel.dtype)
 
     def start(self, f0: Any, rows: int, name: str) -> Array:
         """Outputs before training (N', *tail), or a number for all, as (M', c)."""
@@ -123,7 +123,7 @@ def square(ktt: Any, name: str = "ktt") -> tuple[Array, tuple[int, ...]]:
         )  # fmt: skip
     if kernel.shape[0] == 0:
         raise bad_argument(name, "is of no inputs (N = 0)", "give at least one")
-    matrix = _matrix(kernel, sites)
+    matrix = matrix_of(kernel, sites)
     if not jnp.issubdtype(matrix.dtype, jnp.floating):
         matrix = matrix.astype(float)
     elif jnp.finfo(matrix.dtype).bits < 32:  # nothing is solved in half precision
@@ -233,12 +233,12 @@ def _roots(cov: Array) -> Array:
     return jnp.sqrt(jnp.maximum(jnp.diagonal(cov, axis1=-2, axis2=-1), 0.0))
 
 
-def _matrix(kernel: Array, sites: tuple[int, ...]) -> Array:
-    """(A, B, *S, *S) to (A·|S|, B·|S|)."""
+def matrix_of(kernel: Any, sites: tuple[int, ...]) -> Any:
+    """(A, B, *S, *S) to (A·|S|, B·|S|), an array of JAX or of NumPy."""
     if not sites:
         return kernel
     a, b, size = *kernel.shape[:2], math.prod(sites)
-    return jnp.swapaxes(kernel.reshape(a, b, size, size), 1, 2).reshape(a * size, b * size)
+    return kernel.reshape(a, b, size, size).swapaxes(1, 2).reshape(a * size, b * size)
 
 
 def _shape(first: str, second: str, sites: tuple[int, ...]) -> str:
