@@ -32,8 +32,10 @@ def is_costly(m: Moments) -> bool:
 
 
 def tile_side(m: Moments) -> int:
-    """The side of this program's tiles, from the rows of its buffer; small for integrals over whole matrices."""
-    if any(isinstance(e, BatchEq) for e in m.demand.cross.equations):
+    """The side of this program's tiles, from the rows of its buffer; small where a pair takes an integral over whole
+    matrices, or over several Gaussians of a function that differs by input: pairs that nobody wants cost as much."""
+    equations = m.demand.cross.equations
+    if any(isinstance(e, BatchEq) or (isinstance(e, JointEq) and (e.numbers < 0).any()) for e in equations):
         return 4
     return tiles.side(m.cross.rows, small=is_costly(m))
 

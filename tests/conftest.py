@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -45,6 +46,14 @@ def quick_compilation(request: pytest.FixtureRequest) -> None:
     """XLA leaves most optimizations out where a test runs briefly: compiling takes most of its time, and twice as long
     with them. Slow tests run what users run."""
     jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(autouse=True)
+def own_draws(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module's generator begins anew with each test: what one draws does not depend on those run before it."""
+    module = getattr(request.node, "module", None)  # a docstring has none
+    if hasattr(module, "RNG"):
+        monkeypatch.setattr(module, "RNG", np.random.default_rng(0))
 
 
 @pytest.fixture(autouse=True)

@@ -161,6 +161,35 @@ def test_attention_by_its_formula() -> None:
     np.testing.assert_allclose(found.ntk, 2 * expected, rtol=1e-12)
 
 
+def test_functions_of_several_gaussians_with_numbers_of_inputs_and_of_the_program() -> None:
+    """(A 0.7 g²)² with A of the input: a polynomial in two Gaussians, by an exact rule for all four of a pair."""
+
+    def f(x: Any) -> Any:
+        n = tp.Width("n")
+        g = tp.weight("U", n, x.features) @ x
+        attention = tp.scalar(jax.nn.softmax, tp.inner(g, g))
+        mixed = tp.mix(attention, 0.7 * tp.nonlin(jnp.square, g))
+        return tp.weight("v", 1, n) @ tp.sum(mixed * mixed)
+
+    x = RNG.normal(size=(3, 2, 4))
+    c = np.einsum("atd,bsd->abts", x, x) / 4
+    a = np.asarray(jax.nn.softmax(jnp.asarray(np.stack([c[i, i] for i in range(3)])), axis=-1))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(8)
+    z = np.stack(np.meshgrid(*[nodes] * 4, indexing="ij"), -1).reshape(-1, 4)
+    w = np.stack(np.meshgrid(*[weights / weights.sum()] * 4, indexing="ij"), -1).prod(-1).reshape(-1)
+    nngp, slopes = np.zeros((3, 3)), np.zeros((3, 3))
+    for i, j in np.ndindex(3, 3):
+        values, vectors = np.linalg.eigh(np.block([[c[i, i], c[i, j]], [c[j, i], c[j, j]]]))
+        g = (z @ (vectors * np.sqrt(np.maximum(values, 0))).T).reshape(-1, 2, 2)
+        one, two = (0.7 * (g[:, k] ** 2 @ a[n].T) for k, n in enumerate((i, j)))
+        nngp[i, j] = w @ ((one**2).sum(-1) * (two**2).sum(-1))
+        d_one, d_two = (2.8 * v @ a[n] * g[:, k] for k, (n, v) in enumerate(((i, one), (j, two))))
+        slopes[i, j] = np.einsum("z,zt,zs,ts->", w, d_one, d_two, c[i, j])
+    found = tp.kernels(tp.trace(f, tp.Input(2, 4)), jnp.asarray(x))
+    np.testing.assert_allclose(found.nngp, nngp, rtol=1e-9)
+    np.testing.assert_allclose(found.ntk - found.nngp, slopes, rtol=1e-9)
+
+
 def test_data_are_coefficients_numbers_and_masks() -> None:
     """Per-example data: an adjacency in mix, numbers times vectors; integers as well."""
 

@@ -55,12 +55,11 @@ def over_equations(group: Group, call: Any, arguments: Sequence[Any], *more: Any
         return jax.vmap(call)(*arguments, *more)
     numbers = [n for own in more for n in own]
     rank = max(n.ndim for n in numbers)  # scalars of the inputs have all axes
-    lead = jnp.broadcast_shapes(*(jnp.shape(a)[:rank] for a in jax.tree.leaves((arguments, numbers))))
-
-    def flat(x: Array) -> Array:
-        x = x.reshape(*x.shape, *(1,) * (rank - x.ndim))
-        return jnp.broadcast_to(x, (*lead, *x.shape[rank:])).reshape(-1, *x.shape[rank:])
-
+    # The program's own numbers, one an equation, have none of the pairs' axes.
+    longer = lambda x: x.reshape(*x.shape, *(1,) * (rank - x.ndim))
+    arguments, more = jax.tree.map(longer, (tuple(arguments), more))
+    lead = jnp.broadcast_shapes(*(a.shape[:rank] for a in jax.tree.leaves((arguments, more))))
+    flat = lambda x: jnp.broadcast_to(x, (*lead, *x.shape[rank:])).reshape(-1, *x.shape[rank:])
     items = jax.tree.map(flat, (*arguments, *more))
     # Series and quadrature choose by values, which only a loop can; closed forms are vectorised.
     functions = [f for f in group.form[1:3] if not isinstance(f, tuple)]  # type: ignore[index]
