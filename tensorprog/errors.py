@@ -1,4 +1,4 @@
-"""The one exception of the library, and how its texts are put together.
+"""The one exception of the library and its one warning, and how their texts are put together.
 
 A user's mistake is a `ProgramError`: where it stands (file:line), the instruction as it would be printed, why it cannot
 be, and what to write instead. A broken invariant of our own is an `assert` with words.
@@ -15,6 +15,11 @@ class ProgramError(Exception):
 
 class NotIntegrated(ProgramError):
     """An expectation that the recursion has no rule for: more Gaussians at once than it integrates."""
+
+
+class KernelWarning(UserWarning):
+    """Numbers that deserve a second look: an expectation integrated to few digits, a kernel that is close to singular,
+    a training that diverges."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog import tiles
+from tensorprog.accuracy import warn_unsettled
 from tensorprog.batch import is_concrete
 from tensorprog.errors import ProgramError
 from tensorprog.existence import check_expectations, check_functions
@@ -32,11 +33,14 @@ def is_costly(m: Moments) -> bool:
 
 
 def tile_side(m: Moments) -> int:
-    """The side of this program's tiles, from the rows of its buffer; small where a pair takes an integral over whole
-    matrices, or over several Gaussians of a function that differs by input: pairs that nobody wants cost as much."""
+    """The side of this program's tiles, from the rows of its buffer; small where a pair takes an integral over several
+    Gaussians, smaller where that cannot be shared between pairs: pairs that nobody wants cost as much."""
     equations = m.demand.cross.equations
-    if any(isinstance(e, BatchEq) or (isinstance(e, JointEq) and (e.numbers < 0).any()) for e in equations):
+    joint = [e for e in equations if isinstance(e, JointEq)]
+    if any(isinstance(e, BatchEq) for e in equations) or any((e.numbers < 0).any() for e in joint):
         return 4
+    if joint:
+        return 8
     return tiles.side(m.cross.rows, small=is_costly(m))
 
 
@@ -94,6 +98,8 @@ def evaluate(
         found = grid.on_host(progress)
         for side in (found.left,) if x2 is None else (found.left, found.right):
             check_expectations(program, m, side, slopes=tangent)
+            if not error:
+                warn_unsettled(program, m, side, slopes=tangent)
         return [finite(program, r) for r in grid.targets(found, np)]
     return grid.targets(grid.in_jax(), jnp)
 

@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("nets",),
     ("transform",),
     ("interpret",),
-    ("existence", "limits"),
+    ("accuracy", "existence", "limits"),
     ("tiles", "decomposition", "sampling"),
     ("evaluation",),
     ("kernel", "empirical", "planning"),

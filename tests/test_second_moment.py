@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import jax
@@ -76,3 +77,86 @@ def test_a_backward_pass_is_refused_by_the_kernel_interpreter() -> None:
     back = tp.backprop(tp.nets.ZOO["mlp"])
     with pytest.raises(tp.ProgramError, match="product of a backward pass"):
         tp.nngp(back, X)
+
+
+def two_sites(x: Any, whole: Any, parts: Any) -> Any:
+    """Functions of both sites, or of their sum and difference: one Gaussian each."""
+    n = tp.Width("n")
+    g = tp.weight("U", n, x.features) @ x
+    f = parts(g[0] + g[1], g[0] - g[1]) if whole is None else tp.nonlin(whole, g[0], g[1])
+    return tp.weight("v", 1, n) @ f
+
+
+def along(program: tp.Program, kernel: Any, singular: bool) -> Any:
+    """A kernel on a line of inputs; `singular`: where it starts both sites of the first are the same."""
+    rng = np.random.default_rng(0)
+    x, direction = rng.normal(size=(2, 3, 2, 2))
+    if singular:
+        x[0, 1] = x[0, 0]
+    return lambda t: kernel(program, jnp.asarray(x) + t * jnp.asarray(direction))
+
+
+SINE = (
+    tp.trace(two_sites, tp.Input(2, 2), whole=lambda a, b: jnp.sin(a + b), parts=None),
+    tp.trace(two_sites, tp.Input(2, 2), whole=None, parts=lambda s, d: tp.nonlin(jnp.sin, s)),
+)
+"""sin(g + h) of two Gaussians, and of one."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [tp.nngp, pytest.param(tp.ntk, marks=pytest.mark.full)])
+@pytest.mark.parametrize("singular", [False, True])
+def test_derivatives_of_smooth_functions_of_two_gaussians(kernel: Any, singular: bool) -> None:
+    found, known = (along(p, kernel, singular) for p in SINE)
+    np.testing.assert_allclose(found(0.0), known(0.0), rtol=1e-9)
+    slopes = jax.jacfwd(known)(0.0)
+    for derivative in (jax.jacfwd, jax.jacrev):
+        np.testing.assert_allclose(derivative(found)(0.0), slopes, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.full
+@pytest.mark.slow
+@pytest.mark.parametrize("singular", [False, True])
+def test_second_derivatives_of_functions_of_two_gaussians(singular: bool) -> None:
+    found, known = (jax.jacfwd(jax.jacrev(along(p, tp.nngp, singular)))(0.0) for p in SINE)
+    np.testing.assert_allclose(found, known, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("singular", [False, True])
+def test_derivatives_of_kinked_functions_of_two_gaussians(singular: bool) -> None:
+    """2 max(g, h) = g + h + |g − h|. Its slopes jump, and derivatives of the NTK lie on the jumps: refused."""
+    both = tp.trace(two_sites, tp.Input(2, 2), whole=lambda a, b: 2 * jnp.maximum(a, b), parts=None)
+    one = tp.trace(two_sites, tp.Input(2, 2), whole=None, parts=lambda s, d: s + tp.nonlin(jnp.abs, d))
+    found, known = (along(p, tp.nngp, singular) for p in (both, one))
+    np.testing.assert_allclose(found(0.0), known(0.0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jax.jacfwd(found)(0.0), jax.jacfwd(known)(0.0), rtol=3e-3, atol=3e-3)
+    with pytest.raises(tp.ProgramError, match=r"(?s)jumps is not differentiated.*softplus"):
+        jax.jacfwd(along(both, tp.ntk, singular))(0.0)
+
+
+def test_who_does_not_ask_for_errors_is_told_of_large_ones() -> None:
+    """cos(g₁² + g₂²): E cos² = ½ + ½ Re Π (1 − 4iλ)^-½; at large variances it oscillates between the nodes."""
+
+    def net(x: Any) -> Any:
+        n = tp.Width("n")
+        g = tp.weight("U", n, x.features) @ x
+        return tp.weight("v", 1, n) @ tp.nonlin(jnp.cos, tp.sum(g * g))
+
+    program = tp.trace(net, tp.Input(2, 2))
+    x = np.random.default_rng(0).normal(size=(1, 2, 2))
+    for scale, fine in ((0.3, True), (15.0, False)):
+        data = jnp.asarray(scale * x)
+        covariance = scale**2 * x[0] @ x[0].T / 2
+        exact = 0.5 + 0.5 * np.prod((1 - 4j * np.linalg.eigvalsh(covariance)) ** -0.5).real
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            found = tp.nngp(program, data)[0, 0]
+        assert (abs(found - exact) < 1e-8 * exact) == fine, "the case is what it is said to be"
+        assert len(told) == (0 if fine else 1)
+        if told:
+            message = str(told[0].message)
+            assert told[0].category is tp.predict.KernelWarning and told[0].filename == __file__
+            assert "test_second_moment.py" in message and "cos(g" in message and "error=True" in message
+        bounded = tp.kernels(program, data, error=True)
+        assert abs(bounded.nngp[0, 0] - exact) <= bounded.error.nngp[0, 0]

@@ -6,13 +6,12 @@ decomposition R = rot(φ) diag(s₁, s₂) rot(θ) Mehler's formula holds in the
     E F F̄ = Σ_{j,k} a′_jk b′_jk s₁ʲ s₂ᵏ,      a′, b′ the Hermite coefficients in those coordinates.
 
 Rotating is free in the complex basis H_pq(z₁ + i z₂), where it multiplies by e^{i(p−q)φ}; between the bases goes one
-fixed unitary matrix a degree. Coefficients are made once an input; what is left out from degree D on is at most
-|s₁|^D √(tail tail̄).
-"""
+fixed x"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -20,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.functions.joint import Number, Partial
+from tensorprog.functions.breaks import refuse_jumps
+from tensorprog.functions.joint import Moved, Onto, Partial, Plain, even_grid, motion, moves, spread
 
 Array = jax.Array
 DEGREES = 48
-NODES = (160, 128)
 _CHUNK = 64
 
 
@@ -45,13 +44,14 @@ def _unitary() -> np.ndarray:
     return u
 
 
-def _table(nodes: int) -> tuple[np.ndarray, np.ndarray]:
+@lru_cache(maxsize=1)
+def _table() -> tuple[np.ndarray, np.ndarray]:
     """Nodes, and weights · h_k at them (DEGREES, nodes), h_k = He_k/√k!."""
-    z, w = np.polynomial.hermite_e.hermegauss(nodes)
+    z, w = even_grid()
     rows = [np.ones_like(z), z]
     for k in range(1, DEGREES - 1):
         rows.append((z * rows[-1] - np.sqrt(k) * rows[-2]) / np.sqrt(k + 1))
-    return z, np.stack(rows) * (w / w.sum())
+    return z, np.stack(rows) * w
 
 
 def _root(cov: Array) -> tuple[Array, Array, Array]:
@@ -73,44 +73,37 @@ def _inverse(root: tuple[Array, Array, Array]) -> Array:
     return jnp.stack(rows, -2)
 
 
-def _coefficients(
-    fn: Callable[..., Any], slots: tuple[int, ...], count: int, cov: Array, numbers: Any
-) -> tuple[Array, Array, Array]:
-    """Of F at each covariance: complex coefficients (…, D, D) by degree and p, E F², and their error."""
-    first, slope, last = _root(cov)
-
-    def real(nodes: int) -> tuple[Array, Array]:
-        z, weighted = _table(nodes)
-        table = jnp.asarray(weighted, cov.dtype)
-        one, two = (jnp.asarray(part, cov.dtype) for part in np.meshgrid(z, z, indexing="ij"))
-
-        def at(f: Array, s: Array, r: Array) -> tuple[Array, Array]:
-            places = (f * one, s * one + r * two)
-
-            def value(*y: Array) -> Array:
-                full = jnp.zeros(count, cov.dtype)
-                for slot, coordinate in zip(slots, y, strict=False):
-                    full = full.at[slot].set(coordinate)
-                return fn(full, numbers)
-
-            samples = jax.vmap(jax.vmap(value))(*places)
-            found = jnp.einsum("jx,xy,ky->jk", table, samples, table, precision=jax.lax.Precision.HIGHEST)
-            weights = table[0][:, None] * table[0][None, :]
-            return found, (weights * samples**2).sum()
-
-        flat = [x.reshape(-1) for x in (first, slope, last)]
-        found, square = jax.lax.map(lambda args: at(*args), tuple(flat))
-        return found.reshape(*first.shape, DEGREES, DEGREES), square.reshape(first.shape)
-
-    fine, square = real(NODES[0])
-    coarse, _ = real(NODES[1])
+def _coefficients(fn: Callable[..., Any], cov: Array, given: Any) -> tuple[Array, Array, Array]:
+    """Of F at each covariance: complex coefficients (…, D, D) by degree and p, E F², and the coefficients' error."""
+    lead = cov.shape[:-2]
+    z, weighted = _table()
+    table = jnp.asarray(weighted, cov.dtype)
+    one, two = (jnp.asarray(part, cov.dtype) for part in np.meshgrid(z, z, indexing="ij"))
     degree, index = np.indices((DEGREES, DEGREES))
     inside = index <= degree
-    by_degree = jnp.where(inside, fine[..., np.where(inside, index, 0), np.where(inside, degree - index, 0)], 0.0)
-    rough = jnp.where(inside, coarse[..., np.where(inside, index, 0), np.where(inside, degree - index, 0)], 0.0)
-    error = jnp.sqrt(((by_degree - rough) ** 2).sum((-1, -2)))
+    places = np.where(inside, index, 0), np.where(inside, degree - index, 0)
+
+    def series(samples: Array, every: int, i: int, j: int) -> Array:
+        """By degree, from every so manyth node of an axis."""
+        found = jnp.einsum(
+            "jx,xy,ky->jk", table[:, i::every], samples[i::every, j::every], table[:, j::every],
+            precision=jax.lax.Precision.HIGHEST,
+        )  # fmt: skip
+        return jnp.where(inside, every**2 * found[places], 0.0)
+
+    def at(item: Any) -> tuple[Array, Array, Array]:
+        (first, slope, last), own = item
+        value = lambda x, y: fn(jnp.stack([first * x, slope * x + last * y]), own)
+        samples = jax.vmap(jax.vmap(value))(one, two)
+        fine = series(samples, 1, 0, 0)
+        apart = [((series(samples, 2, i, j) - fine) ** 2).sum() for i in (0, 1) for j in (0, 1)]
+        square = table[0] @ samples**2 @ table[0]
+        return fine, square, jnp.sqrt(jnp.stack(apart).max())
+
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(lead) :]), (_root(cov), given))
+    fine, square, error = (x.reshape(*lead, *x.shape[1:]) for x in jax.lax.map(at, flat))
     u = jnp.asarray(np.conj(_unitary()), jnp.result_type(cov.dtype, jnp.complex64))
-    return jnp.einsum("dpj,...dj->...dp", u, by_degree.astype(u.dtype)), square, error
+    return jnp.einsum("dpj,...dj->...dp", u, fine.astype(u.dtype)), square, error
 
 
 def _rotations(r: Array) -> tuple[Array, Array, Array, Array]:
@@ -132,16 +125,33 @@ def crossing(
     """(value, error estimate) of E F(z) F̄(z) with F reading `slots[0]` of `count` Gaussians, F̄ `slots[1]`.
 
     `covs`: of F's Gaussians (…, 2, 2), of F̄'s, and between them, which broadcast; for one Gaussian a side the second
-    row and column are 0. Derivatives in the covariances by Price's theorem.
+    row and column are 0. Derivatives in the covariances take one derivative of each function: these may have kinks.
     """
-    return _crossing(functions, slots, count, covs, tuple(numbers))
+    rank = max(cov.ndim for cov in covs)
+    a, b, c = (cov.reshape(*(1,) * (rank - cov.ndim), *cov.shape) for cov in covs)
+    own = tuple(Plain(Own(f, places, count)) for f, places in zip(functions, slots, strict=True))
+    return _crossing(own, (a, b, c), (spread(numbers, a.shape[:-2]), spread(numbers, b.shape[:-2])), ((), ()))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _crossing(functions: Any, slots: Any, count: int, covs: Any, numbers: Any) -> tuple[Array, Array]:
+@dataclass(frozen=True)
+class Own:
+    """A function of `count` Gaussians as one of the two coordinates of its side, of which it may read one."""
+
+    fn: Callable[..., Any]
+    slots: tuple[int, ...]
+    count: int
+
+    def __call__(self, z: Array, numbers: Any) -> Array:
+        return Onto(self.fn, self.slots, self.count)(z[: len(self.slots)], numbers)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _crossing(functions: Any, covs: Any, numbers: Any, held: Any) -> tuple[Array, Array]:
+    """`numbers` and `held` of each side: trees of arrays, for each of its covariances; all covariances of one rank."""
     a, b, c = covs
     shape = jnp.broadcast_shapes(a.shape, b.shape, c.shape)[:-2]
-    left, right = (_coefficients(f, s, count, cov, numbers) for f, s, cov in zip(functions, slots, (a, b), strict=True))
+    given = zip(numbers, held, strict=True)
+    left, right = (_coefficients(*side) for side in zip(functions, (a, b), given, strict=True))
     inverse_a, inverse_b = _inverse(_root(a)), _inverse(_root(b))
     r = jnp.einsum("...ij,...jk,...lk->...il", inverse_a, c, inverse_b, precision=jax.lax.Precision.HIGHEST)
     phi, s1, s2, theta = (jnp.broadcast_to(x, shape).reshape(-1) for x in _rotations(r))
@@ -171,24 +181,35 @@ def _crossing(functions: Any, slots: Any, count: int, covs: Any, numbers: Any) -
 
 
 @_crossing.defjvp
-def _crossing_jvp(functions: Any, slots: Any, count: int, primals: Any, tangents: Any) -> Any:
-    (covs, numbers), (dcovs, dnumbers) = primals, tangents
-    (f, g), (mine, other) = functions, slots
-    value, error = _crossing(functions, slots, count, covs, numbers)
+def _crossing_jvp(functions: Any, primals: Any, tangents: Any) -> Any:
+    """Each side moves by M z with its own covariance; between them what is left, dC − MC − CM̄ᵀ, gives E ∂F ∂F̄."""
+    (covs, numbers, held), (dcovs, dnumbers, _) = primals, tangents
+    for fn, cov, *given in zip(functions, covs, numbers, held, strict=False):
+        refuse_jumps(fn, cov, tuple(given))
+    value, error = _crossing(functions, covs, numbers, held)
     tangent = jnp.zeros_like(value)
-
-    def expect(one: Any, two: Any) -> Array:
-        return _crossing((one, two), slots, count, covs, numbers)[0]
-
-    for side, (fn, own) in enumerate(((f, mine), (g, other))):
-        for i, a in enumerate(own):
-            for j, b in enumerate(own):
-                second = Partial(Partial(fn, a), b)
-                moved = expect(second, g) if side == 0 else expect(f, second)
-                tangent = tangent + 0.5 * dcovs[side][..., i, j] * moved
-    for i, a in enumerate(mine):
-        for j, b in enumerate(other):
-            tangent = tangent + dcovs[2][..., i, j] * expect(Partial(f, a), Partial(g, b))
-    for k, dnumber in enumerate(dnumbers):
-        tangent = tangent + dnumber * (expect(Number(f, k), g) + expect(f, Number(g, k)))
+    for side in (0, 1):
+        cov, own, fixed, sizes = moves(covs[side], dcovs[side], numbers[side], dnumbers[side], held[side])
+        moved = _replaced(functions, side, Moved(functions[side]))
+        rest = jax.tree.map(lambda x: x[None], (covs, numbers, held))
+        given = (_replaced(old, side, new) for old, new in zip(rest, (cov, own, fixed), strict=True))
+        tangent = tangent + (sizes * _crossing(moved, *given)[0]).sum(0)
+    (mine, _), (other, _) = (motion(cov, dcov) for cov, dcov in zip(covs[:2], dcovs[:2], strict=True))
+    matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    between = dcovs[2] - matmul(mine, covs[2]) - matmul(covs[2], jnp.swapaxes(other, -1, -2))
+    for i in range(_reads(functions[0])):
+        for j in range(_reads(functions[1])):
+            slopes = Partial(functions[0], i), Partial(functions[1], j)
+            tangent = tangent + between[..., i, j] * _crossing(slopes, covs, numbers, held)[0]
     return (value, error), (tangent, jnp.zeros_like(error))
+
+
+def _replaced(items: tuple[Any, ...], place: int, new: Any) -> tuple[Any, ...]:
+    return *items[:place], new, *items[place + 1 :]
+
+
+def _reads(fn: Any) -> int:
+    """How many coordinates a side reads: those of the function under its derivatives."""
+    while not isinstance(fn, Own):
+        fn = fn.fn
+    return len(fn.slots)

@@ -1,23 +1,72 @@
-"""Joint expectations: functions of several dependent Gaussians, by tensor Gauss-Hermite rules.
+"""Joint expectations: functions of several dependent Gaussians, by tensor rules.
 
-E F(z) F̄(z) for z ~ N(0, Σ) of up to four coordinates. Two rules give the value and the estimate of its error; smooth
-functions converge geometrically, functions with kinks only slowly, and the estimate says so.
+E F(z) F̄(z) for z ~ N(0, Σ) of up to four coordinates. One and two are summed over an even grid, which oscillating and
+kinked functions need: smooth ones converge geometrically all the same, since the Gaussian vanishes at the ends. More
+coordinates take Gauss-Hermite nodes. Coarser rules beside the finest estimate the error; functions with kinks converge
+only slowly, and the estimate says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from itertools import product
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tensorprog.functions.breaks import refuse_jumps
+
 Array = jax.Array
-NODES = {1: (128, 96), 2: (180, 150), 3: (32, 24), 4: (24, 18)}
-"""Nodes an axis of the fine and the coarse rule, by the number of Gaussians."""
+EVEN = 320
+"""Nodes an axis of an even grid; a coarser rule takes every other one."""
+REACH = 12.0
+"""Where an even grid ends, in deviations: the Hermite functions of degree 47, √φ h₄₇, are below 1e-15 there."""
+HERMITE = {3: (32, 24), 4: (24, 18)}
+"""Gauss-Hermite nodes an axis of the fine and the coarse rule, by the number of Gaussians."""
+
+
+class Rule(NamedTuple):
+    """Nodes (m, K) and weights (rules, m): those of the finest first, then of coarser ones."""
+
+    nodes: np.ndarray
+    weights: np.ndarray
+
+
+def even_grid() -> tuple[np.ndarray, np.ndarray]:
+    """An axis of the even grid, and N(0, 1)'s weights. A quarter of a step beside the middle, so that no coarser grid
+    mirrors another, which even functions would not tell apart; their first alias vanishes there, too."""
+    z = (2 * np.arange(EVEN) + 0.5 - EVEN) * REACH / EVEN
+    weights = np.exp(-(z**2) / 2)
+    return z, weights / weights.sum()
+
+
+def _tensor(axes: list[np.ndarray]) -> np.ndarray:
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
+
+
+@lru_cache(maxsize=4)
+def rule(size: int) -> Rule:
+    """The rule for so many Gaussians, without nodes that no double precision sum sees."""
+    if size in HERMITE:
+        sets = []
+        for count in HERMITE[size]:
+            points, weights = np.polynomial.hermite_e.hermegauss(count)
+            sets.append((_tensor([points] * size), _tensor([weights / weights.sum()] * size).prod(-1)))
+        nodes = np.concatenate([points for points, _ in sets])
+        table = np.zeros((len(sets), len(nodes)))
+        table[0, : len(sets[0][0])], table[1, len(sets[0][0]) :] = sets[0][1], sets[1][1]
+    else:
+        z, weights = even_grid()
+        nodes, whole = _tensor([z] * size), _tensor([weights] * size).prod(-1)
+        places = _tensor([np.arange(EVEN) % 2] * size)
+        parts = [np.where((places == offset).all(-1), whole, 0.0) for offset in product((0, 1), repeat=size)]
+        table = np.stack([whole, *(part / part.sum() for part in parts)])
+    keep = table.max(0) > 1e-22
+    return Rule(nodes[keep], table[:, keep])
 
 
 @dataclass(frozen=True)
@@ -45,15 +94,29 @@ class Partial:
 
 
 @dataclass(frozen=True)
-class Number:
-    """∂ of a function in one of its numbers."""
+class Plain:
+    """A function of Gaussians and numbers as one of what expectations are given: (numbers, what is never moved)."""
 
     fn: Callable[..., Any]
-    index: int
 
-    def __call__(self, z: Array, numbers: tuple[Array, ...]) -> Array:
-        direction = tuple(jnp.ones_like(n) if k == self.index else jnp.zeros_like(n) for k, n in enumerate(numbers))
-        return jax.jvp(lambda n: self.fn(z, n), (numbers,), (direction,))[1]
+    def __call__(self, z: Array, given: Any) -> Array:
+        return self.fn(z, given[0])
+
+
+@dataclass(frozen=True)
+class Moved:
+    """∂ of a function as its Gaussians move by M z and its numbers by their tangents, and ½ tr(N ∂∂ᵀ) of it, for
+    directions in which the Gaussians do not vary yet; a move is (M, N, tangents of the numbers)."""
+
+    fn: Callable[..., Any]
+
+    def __call__(self, z: Array, given: Any) -> Array:
+        numbers, (held, (matrix, fresh, tangents)) = given
+        inner = lambda y, own: self.fn(y, (own, held))
+        value = jax.jvp(inner, (z, numbers), (_product(matrix, z), tangents))[1]
+        for i in range(z.size):
+            value = value + 0.5 * jax.jvp(lambda y, i=i: Partial(self.fn, i)(y, (numbers, held)), (z,), (fresh[i],))[1]
+        return value
 
 
 @dataclass(frozen=True)
@@ -71,52 +134,116 @@ class Onto:
 def joint(left: Callable[..., Any], right: Callable[..., Any] | None, cov: Array, numbers: Any) -> tuple[Array, Array]:
     """(value, error estimate) of E left(z) right(z), z ~ N(0, cov), cov (…, K, K).
 
-    `left` and `right` are static and hashable, fn(z, numbers) with z (K,). Derivatives in cov by Price's theorem,
-    ∂E H/∂cov_ij = ½ E ∂_i∂_j H.
+    `left` and `right` are static and hashable, fn(z, numbers) with z (K,). Derivatives in cov as in `motion`: they take
+    one derivative of the functions, so that these may have kinks, but no jumps.
     """
-    return _expectation(Product(left, right), cov, tuple(numbers))
+    return _expectation(Plain(Product(left, right)), cov, spread(numbers, cov.shape[:-2]), ())
+
+
+def spread(numbers: Any, shape: tuple[int, ...]) -> tuple[Array, ...]:
+    """Numbers that all covariances share, for each of them."""
+    return tuple(jnp.broadcast_to(n, shape) for n in numbers)
+
+
+def disagreement(fn: Callable[..., Any], cov: Array, numbers: Any) -> Array:
+    """How far the rules are apart for E fn(z)², relative to it: (…)."""
+    fine, apart, _ = _by_rule(Plain(Product(fn, fn)), cov, (spread(numbers, cov.shape[:-2]), ()))
+    return apart / jnp.where(fine > 0, fine, 1.0)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _expectation(h: Callable[..., Any], cov: Array, numbers: tuple[Array, ...]) -> tuple[Array, Array]:
-    size = cov.shape[-1]
-    fine, coarse = (_rule(h, cov, numbers, nodes) for nodes in NODES[size])
-    return fine[0], jnp.abs(fine[0] - coarse[0]) + 64 * jnp.finfo(cov.dtype).eps * fine[1]
+def _expectation(h: Callable[..., Any], cov: Array, numbers: Any, held: Any) -> tuple[Array, Array]:
+    """`numbers` and `held` are trees of arrays, for each covariance; nothing that moves is in `held`."""
+    fine, apart, size = _by_rule(h, cov, (numbers, held))
+    return fine, apart + 64 * jnp.finfo(cov.dtype).eps * size
 
 
 @_expectation.defjvp
 def _expectation_jvp(h: Callable[..., Any], primals: Any, tangents: Any) -> Any:
-    cov, numbers = primals
-    dcov, dnumbers = tangents
-    value, error = _expectation(h, cov, numbers)
-    size = cov.shape[-1]
-    tangent = jnp.zeros_like(value)
-    for i in range(size):
-        for j in range(i + 1):
-            weight = 0.5 * dcov[..., i, i] if i == j else 0.5 * (dcov[..., i, j] + dcov[..., j, i])
-            tangent = tangent + weight * _expectation(Partial(Partial(h, i), j), cov, numbers)[0]
-    for k, dnumber in enumerate(dnumbers):
-        tangent = tangent + dnumber * _expectation(Number(h, k), cov, numbers)[0]
-    return (value, error), (tangent, jnp.zeros_like(error))
+    cov, numbers, held = primals
+    refuse_jumps(h, cov, (numbers, held))
+    value, error = _expectation(h, cov, numbers, held)
+    cov, numbers, held, sizes = moves(cov, tangents[0], numbers, tangents[1], held)
+    slopes, _ = _expectation(Moved(h), cov, numbers, held)
+    return (value, error), ((sizes * slopes).sum(0), jnp.zeros_like(error))
 
 
-def _rule(h: Callable[..., Any], cov: Array, numbers: tuple[Array, ...], nodes: int) -> tuple[Array, Array]:
-    """(E h, E |h|) by the tensor rule with so many nodes an axis, one covariance at a time to bound memory."""
-    size = cov.shape[-1]
-    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
-    weights = weights / weights.sum()
-    grid = np.stack(np.meshgrid(*[points] * size, indexing="ij"), -1).reshape(-1, size)
-    product = np.prod(np.stack(np.meshgrid(*[weights] * size, indexing="ij"), -1), -1).reshape(-1)
-    keep = product > 1e-22
-    z, w = jnp.asarray(grid[keep], cov.dtype), jnp.asarray(product[keep], cov.dtype)
+def moves(cov: Array, dcov: Array, numbers: Any, dnumbers: Any, held: Any) -> tuple[Array, Any, Any, Array]:
+    """Covariances, numbers and `held` of a function's derivatives in all directions there are, along a new first axis,
+    and how far it goes in each: sums of known numbers times tangents, as reverse mode needs."""
+    size, count = cov.shape[-1], len(numbers)
+    units, none = np.eye(size**2).reshape(-1, size, size), np.zeros((count, size, size))
+    matrices = np.concatenate([units, 0 * units, none])
+    # Only the symmetric part of N is of a second derivative.
+    fresh = np.concatenate([0 * units, (units + np.swapaxes(units, 1, 2)) / 2, none])
+    own = np.concatenate([np.zeros((2 * size**2, count)), np.eye(count)])
+    moving, spreading = (m.reshape(*m.shape[:-2], size**2) for m in motion(cov, dcov))
+    sizes = jnp.moveaxis(jnp.concatenate([moving, spreading, *(d[..., None] for d in dnumbers)], -1), -1, 0)
+    lead = cov.shape[:-2]
 
-    def one(matrix: Array) -> tuple[Array, Array]:
+    def over(x: Array) -> Array:
+        return jnp.broadcast_to(x, (len(own), *x.shape))
+
+    def unit(table: np.ndarray) -> Array:
+        shaped = jnp.asarray(table, cov.dtype).reshape(len(own), *(1,) * len(lead), *table.shape[1:])
+        return jnp.broadcast_to(shaped, (len(own), *lead, *table.shape[1:]))
+
+    move = unit(matrices), unit(fresh), tuple(unit(column) for column in own.T)
+    return over(cov), jax.tree.map(over, numbers), (jax.tree.map(over, held), move), sizes
+
+
+def motion(cov: Array, dcov: Array) -> tuple[Array, Array]:
+    """(M, N): Gaussians whose covariance Σ moves by dΣ move by M z, MΣ + ΣMᵀ = dΣ, and spread by N where Σ is singular.
+
+    M = (1 − ½ P) dΣ Σ⁺ and N = Q dΣ Q, P and Q the projections on Σ's range and beside it. In N's directions
+    dE H = ½ tr(N E ∂∂ᵀH), Price's theorem, in the others one integration by parts saves a derivative: E (∂H)ᵀ M z.
+    """
+    pseudo = _pseudo_inverse(cov)
+    projection = _product(cov, pseudo)
+    beside = jnp.eye(cov.shape[-1], dtype=cov.dtype) - projection
+    moving = _product(dcov, pseudo)
+    return moving - 0.5 * _product(projection, moving), _product(_product(beside, dcov), jnp.swapaxes(beside, -1, -2))
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+@jax.custom_jvp
+def _pseudo_inverse(cov: Array) -> Array:
+    """Σ⁺, where directions of less than √eps of the largest variance count as none: what is left out there by taking
+    Price's theorem is nothing for smooth functions."""
+    values, vectors = jnp.linalg.eigh(cov)
+    kept = (values > jnp.finfo(cov.dtype).eps ** 0.5 * values[..., -1:]) & (values > 0)
+    inverse = jnp.where(kept, 1.0 / jnp.where(kept, values, 1.0), 0.0)
+    return _product(vectors * inverse[..., None, :], jnp.swapaxes(vectors, -1, -2))
+
+
+@_pseudo_inverse.defjvp
+def _pseudo_inverse_jvp(primals: Any, tangents: Any) -> Any:
+    (cov,), (dcov,) = primals, tangents
+    pseudo = _pseudo_inverse(cov)
+    beside = jnp.eye(cov.shape[-1], dtype=cov.dtype) - _product(cov, pseudo)
+    turned = _product(_product(_product(pseudo, pseudo), dcov), beside)
+    moved = -_product(_product(pseudo, dcov), pseudo) + turned + jnp.swapaxes(turned, -1, -2)
+    return pseudo, moved
+
+
+def _by_rule(h: Callable[..., Any], cov: Array, given: Any) -> tuple[Array, Array, Array]:
+    """(E h, how far coarser rules are from it, E |h|), a few covariances at a time to bound memory."""
+    lead, size = cov.shape[:-2], cov.shape[-1]
+    nodes, table = rule(size)
+    z, weights = jnp.asarray(nodes, cov.dtype), jnp.asarray(table, cov.dtype)
+
+    def one(item: Any) -> tuple[Array, Array, Array]:
+        matrix, own = item
         values, vectors = jnp.linalg.eigh(matrix)
-        root = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
-        coordinates = jnp.matmul(z, root.T, precision=jax.lax.Precision.HIGHEST)
-        h_values = jax.vmap(lambda y: h(y, numbers))(coordinates)
-        return (w * h_values).sum(), (w * jnp.abs(h_values)).sum()
+        coordinates = _product(z, (vectors * jnp.sqrt(jnp.maximum(values, 0.0))).T)
+        h_values = jax.vmap(lambda y: h(y, own))(coordinates)
+        found = _product(weights, h_values)
+        return found[0], jnp.abs(found[1:] - found[0]).max(), weights[0] @ jnp.abs(h_values)
 
-    flat = cov.reshape(-1, size, size)
-    value, size_of = jax.lax.map(one, flat, batch_size=min(64, flat.shape[0]))
-    return value.reshape(cov.shape[:-2]), size_of.reshape(cov.shape[:-2])
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(lead) :]), (cov, given))
+    found = jax.lax.map(one, flat, batch_size=min(16, flat[0].shape[0]))
+    value, apart, absolute = (x.reshape(lead) for x in found)
+    return value, apart, absolute

@@ -91,6 +91,7 @@ def moments(structure: Structure, targets: Targets, *, everything: bool = False)
         while everything and _complete(demand):
             pass
     exported = [np.array([ZERO, UNIT]), *(_exported(e) for e in demand.cross.equations)]
+    exported += [_read(e) for _, e in joint_equations(demand)]
     same = plan(demand.same, np.concatenate(exported))
     tables = Tables.of(demand.cross)
     kept = np.arange(len(demand.cross.owners)) if everything else np.concatenate(cells)
@@ -120,6 +121,20 @@ def _complete(demand: Demand) -> bool:
         pu, pv = (p.reshape(-1) for p in np.indices((demand.linear.size(u), demand.linear.size(v))))
         demand.moment(demand.cross, u, v, pu, pv)
     return len(demand.cross.owners) > before
+
+
+def joint_equations(demand: Demand) -> Iterator[tuple[list[Any], JointEq]]:
+    """Expectations of functions of several Gaussians, with the owners of their system's cells."""
+    for system in (demand.same, demand.cross):
+        for equation in system.equations:
+            if isinstance(equation, JointEq):
+                yield system.owners, equation
+
+
+def _read(e: JointEq) -> np.ndarray:
+    """Same-input cells of each side's own Gaussians and numbers."""
+    own = [e.cov[:, np.array(slots)[:, None], np.array(slots)] for slots in (e.left_slots, e.right_slots) if slots]
+    return np.concatenate([*(cells.reshape(-1) for cells in own), -1 - e.numbers[e.numbers < 0]])
 
 
 def _exported(equation: Any) -> np.ndarray:

@@ -8,9 +8,9 @@ Kernels are arrays, (N, N) or (N, N, *S, *S), of infinitely wide networks (`tp.n
 (`tp.empirical.ntk`); a `KernelWarning` says where they are close to singular.
 """
 
+from tensorprog.errors import KernelWarning
 from tensorprog.predict.flows import flow
 from tensorprog.predict.regression import LeaveOneOut, Posterior, leave_one_out, log_marginal_likelihood, posterior
-from tensorprog.predict.solving import KernelWarning
 from tensorprog.predict.training import ensemble, gradient_descent, gradient_flow, last_layer, max_learning_rate
 
 __all__ = [

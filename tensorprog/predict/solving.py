@@ -18,14 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import get_lapack_funcs
 
-from tensorprog.errors import ProgramError, bad_argument
+from tensorprog.errors import KernelWarning, ProgramError, bad_argument
 from tensorprog.program import is_concrete
 
 Array = jax.Array
-
-
-class KernelWarning(UserWarning):
-    """A kernel that is close to singular, or a training that diverges: the numbers returned deserve a second look."""
 
 
 #: Digits that solving may lose: a system of condition number κ is solved to κ·eps, and told from here on.

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tensorprog.errors import bad_argument
+from tensorprog.errors import KernelWarning, bad_argument
 from tensorprog.predict.arguments import (
     Problem,
     momentum_of,
@@ -28,7 +28,7 @@ from tensorprog.predict.arguments import (
     whole,
 )
 from tensorprog.predict.regression import Posterior
-from tensorprog.predict.solving import Filter, KernelWarning, Spectrum, filtered, spectrum, warn_condition
+from tensorprog.predict.solving import Filter, Spectrum, filtered, spectrum, warn_condition
 from tensorprog.predict.spectra import bits_of, flow_decay, flow_gain, steps_decay, steps_gain
 from tensorprog.program import is_concrete
 
