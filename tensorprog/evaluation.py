@@ -26,20 +26,26 @@ Array = jax.Array
 
 def is_costly(m: Moments) -> bool:
     """Whether some expectation has no closed form."""
-    return any(
-        isinstance(e, JointEq | BatchEq) or (isinstance(e, PairEq) and base.method(e.phi, e.psi) != "closed form")
-        for e in m.demand.cross.equations
-    )
+    return any(_is_integral(e) for e in m.demand.cross.equations)
+
+
+def _is_integral(e: Any) -> bool:
+    return isinstance(e, JointEq | BatchEq) or (isinstance(e, PairEq) and base.method(e.phi, e.psi) != "closed form")
+
+
+def _by_pair(e: Any) -> bool:
+    """Whether each pair takes an integral of its own: over matrices, or of functions with numbers of the inputs."""
+    numbers = [e.numbers] if isinstance(e, JointEq) else [e.phi_numbers, e.psi_numbers] if isinstance(e, PairEq) else []
+    return isinstance(e, BatchEq) or (_is_integral(e) and any((n < 0).any() for n in numbers))
 
 
 def tile_side(m: Moments) -> int:
     """The side of this program's tiles, from the rows of its buffer; small where a pair takes an integral over several
     Gaussians, smaller where that cannot be shared between pairs: pairs that nobody wants cost as much."""
     equations = m.demand.cross.equations
-    joint = [e for e in equations if isinstance(e, JointEq)]
-    if any(isinstance(e, BatchEq) for e in equations) or any((e.numbers < 0).any() for e in joint):
+    if any(_by_pair(e) for e in equations):
         return 4
-    if joint:
+    if any(isinstance(e, JointEq) for e in equations):
         return 8
     return tiles.side(m.cross.rows, small=is_costly(m))
 
