@@ -6,7 +6,9 @@ decomposition R = rot(φ) diag(s₁, s₂) rot(θ) Mehler's formula holds in the
     E F F̄ = Σ_{j,k} a′_jk b′_jk s₁ʲ s₂ᵏ,      a′, b′ the Hermite coefficients in those coordinates.
 
 Rotating is free in the complex basis H_pq(z₁ + i z₂), where it multiplies by e^{i(p−q)φ}; between the bases goes one
-fixed x"""
+fixed unitary matrix a degree. Coefficients are made once an input, on an even grid; what is left out from degree D on
+is at most |s₁|^D √(tail tail̄).
+"""
 
 from __future__ import annotations
 
