@@ -123,8 +123,12 @@ def test_a_function_of_three_dependent_gaussians_is_sampled() -> None:
 # ------------------------------------------------------------------------------------------------------- edges
 
 
-FUNCTIONS = [jax.nn.relu, ERF, jnp.abs, jnp.sin, jnp.exp, pytest.param(jnp.tanh, marks=FULL)]
-FUNCTIONS += [pytest.param(jax.nn.elu, marks=FULL)]
+FUNCTIONS = [
+    jax.nn.relu,
+    ERF,
+    jnp.sin,
+    *(pytest.param(f, marks=FULL) for f in (jnp.abs, jnp.exp, jnp.tanh, jax.nn.elu)),
+]
 # Nets whose functions go by the general method compile for long; what they add here runs with the slow tests.
 NETS = [*QUICK, *(pytest.param(name, marks=SLOW) for name in ("rnn", "transformer"))]
 NETS += [pytest.param(name, marks=FULL) for name in ("rnn_mean", "swiglu")]

@@ -104,7 +104,7 @@ SINE = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", [tp.nngp, pytest.param(tp.ntk, marks=pytest.mark.full)])
-@pytest.mark.parametrize("singular", [False, True])
+@pytest.mark.parametrize("singular", [pytest.param(False, marks=pytest.mark.full), True])
 def test_derivatives_of_smooth_functions_of_two_gaussians(kernel: Any, singular: bool) -> None:
     found, known = (along(p, kernel, singular) for p in SINE)
     np.testing.assert_allclose(found(0.0), known(0.0), rtol=1e-9)
