@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=0, help="leave the first out, to go on with a run")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling takes more time than what is compiled
     made = distinct(options.programs, start=options.seed)[options.skip :]
     found: list[Agreement] = []
     failures, has, start = 0, Counter(), time.process_time()
