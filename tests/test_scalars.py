@@ -142,6 +142,23 @@ def test_errors_of_scalars_and_of_covariances_are_carried_into_functions(what: s
         assert (miss > 1e-6).any() and (miss <= bound + 1e-12).all() and (bound < 1e-2).all()
 
 
+def test_scalars_of_sites_are_taken_from_a_mean_over_sites() -> None:
+    """mean(s − E s) over sites: the kernel of the means less the product of their own means."""
+
+    def f(x: Any) -> Any:
+        n = tp.Width("n")
+        s = tp.nonlin(jax.nn.relu, tp.weight("U", n, x.features) @ x)
+        return tp.weight("v", 1, n) @ tp.mean(s - tp.moment(lambda z: z, s))
+
+    x = RNG.normal(size=(3, 2, 4))
+    c = np.einsum("atd,bsd->abts", x, x) / 4
+    variances = np.einsum("aatt->at", c)
+    pairs = relu_pair(variances[:, None, :, None], variances[None, :, None, :], c)
+    means = np.sqrt(variances / (2 * np.pi)).mean(1)
+    found = tp.nngp(tp.trace(f, tp.Input(2, 4)), jnp.asarray(x))
+    np.testing.assert_allclose(found, pairs.mean((2, 3)) - np.outer(means, means), rtol=1e-12)
+
+
 def test_attention_by_its_formula() -> None:
     """A = softmax(2C) within an input: C^y = (A + I) C (Ā + I)ᵀ, and an NTK of the values alone: scores give none."""
 

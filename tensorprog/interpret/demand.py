@@ -130,9 +130,9 @@ class Demand:
                 cells = moment(system, other, term.atom, many, below).reshape(term.sites.shape)
             else:
                 cells = moment(system, term.atom, other, below, many).reshape(term.sites.shape)
-            coefs = np.broadcast_to(term.coef, cells.shape)
-            cells = np.where(term.factor == ZERO, ZERO, cells)
-            parts.append((cells, coefs, np.zeros_like(cells), term.factor))
+            # A constant has one cell where its factor is summed over sites.
+            cells, coefs, factors = np.broadcast_arrays(cells, term.coef, term.factor)
+            parts.append((np.where(factors == ZERO, ZERO, cells), coefs, np.zeros_like(cells), factors))
         return joined(parts, len(pu))
 
     def expanded(self, system: System, u: int, v: int, pu: Array, pv: Array, *, centred: bool) -> Terms:

@@ -29,7 +29,7 @@ Array = jax.Array
 REPLICATES = 8
 WORK = 6e10
 """What the default number of draws costs for the NNGP, in nanoseconds of one core: some 30 seconds on two."""
-MOST, LEAST = 2**22, 2**13
+MOST, LEAST = 2**23, 2**13
 _NUMBERS = 2**27
 """How many numbers are held at a time."""
 
@@ -56,7 +56,7 @@ def sampled_kernels(
 
     x1 (N1, *sites, features) for each input, x2 or None for x1 itself. `weights` are the NTK's weights of the
     parameters, None for the NNGP alone. `samples` draws in all, to a power of two; by default as many as take about 30
-    seconds on two cores for the NNGP, between 2^13 and 2^22 (the NTK takes 2-3 times as long). They come in 8
+    seconds on two cores for the NNGP, between 2^13 and 2^23 (the NTK takes 2-3 times as long). They come in 8
     independent replicates, or 4 where draws are few beside the Gaussians of a family, or more of bounded memory. A
     kernel is the mean of the replicates' Gram matrices, hence positive semi-definite; errors are standard errors of
     these means, widened by Student's factor so that two of them hold in 95 of 100 cases.
