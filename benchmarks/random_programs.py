@@ -21,7 +21,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from agreement import Agreement, agreement, integrated
-from eager import eager
 from programs import distinct, features
 
 from tensorprog.interpret.system import moments
@@ -50,9 +49,8 @@ def main() -> None:
         program = sketch.program
         has.update(features(program))
         try:
-            with eager():
-                has.update(() if integrated(program) else ("sampled",))
-                found.append(agreement(program, sketch.data(), seed=options.seed))
+            has.update(() if integrated(program) else ("sampled",))
+            found.append(agreement(program, sketch.data(), seed=options.seed))
             told = str(found[-1]) if not found[-1] else ""
         except Exception as error:  # whatever it is, the program is to be seen
             told = f"{type(error).__name__}: {error}"

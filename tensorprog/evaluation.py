@@ -102,10 +102,11 @@ def evaluate(
     if concrete:
         check_functions(program, m, slopes=tangent)
         found = grid.on_host(progress)
-        for side in (found.left,) if x2 is None else (found.left, found.right):
+        sides = (found.left,) if x2 is None else (found.left, found.right)
+        for side in sides:
             check_expectations(program, m, side, slopes=tangent)
-            if not error:
-                warn_unsettled(program, m, side, slopes=tangent)
+        if not error:
+            warn_unsettled(program, m, sides, slopes=tangent)
         return [finite(program, r) for r in grid.targets(found, np)]
     return grid.targets(grid.in_jax(), jnp)
 

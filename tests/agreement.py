@@ -16,6 +16,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+from eager import eager
 
 import tensorprog as tp
 from tensorprog import limits
@@ -73,13 +74,17 @@ def deviation(program: tp.Program, x: Any, samples: int, key: Any, *, error: boo
 
 def entries(left: tuple[tp.Kernels, ...], right: tuple[tp.Kernels, ...]) -> Iterator[tuple[str, Any, Any, Any]]:
     """(name, difference, its standard error, what is allowed beside) of each kernel of each output."""
+    # A kernel that vanishes is estimated by squares of averages, which do not: to a part of what does not vanish.
+    scales = {
+        name: max((np.abs(np.asarray(getattr(k, name))).max(initial=0.0) for k in (*left, *right)), default=0.0)
+        for name in ("ntk", "nngp")
+    }
     for number, (a, b) in enumerate(zip(left, right, strict=True)):
-        for name in ("ntk", "nngp"):
+        for name, scale in scales.items():
             one, two = (np.asarray(getattr(k, name)) for k in (a, b))
             own, other = (0.0 if k.error is None else np.asarray(getattr(k.error, name)) for k in (a, b))
             assert np.isfinite(one).all() and np.isfinite(two).all(), f"{name} {number} is not finite"
-            allowed = PART * max(1e-3, np.abs(one).max(initial=0.0), np.abs(two).max(initial=0.0))
-            yield f"{name} {number}", one - two, np.hypot(own, other), allowed
+            yield f"{name} {number}", one - two, np.hypot(own, other), PART * max(1e-3, scale)
 
 
 def worst(found: list[tuple[str, Any, Any, Any]]) -> Deviation:
@@ -101,7 +106,7 @@ def agreement(program: tp.Program, x: Any, *, samples: int = SAMPLES, seed: int 
     for times, bounds in AGAIN:
         # What quadrature leaves out is no standard error: the second time there are draws.
         road = mock.patch.object(limits, "possible", return_value="particles") if times > 1 else nullcontext()
-        with road:
+        with road, nullcontext() if bounds else eager():
             tries.append(deviation(program, x, times * samples, jax.random.key(seed + times), error=bounds))
         if tries[-1].small or tries[-1].exact:
             break

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import tensorprog as tp
+from tensorprog.functions.breaks import refuse_jumps
+from tensorprog.functions.joint import Partial
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)))
 ERF = jax.scipy.special.erf
@@ -142,7 +144,7 @@ def steep(x: Any) -> Any:
 
 def steep_moment(x: np.ndarray) -> float:
     """E cos²(g₁² + g₂²) = ½ + ½ Re Π (1 − 4iλ)^-½, λ the eigenvalues of the covariance."""
-    return 0.5 + 0.5 * np.prod((1 - 4j * np.linalg.eigvalsh(x @ x.T / 2)) ** -0.5).real
+    return float(0.5 + 0.5 * np.prod((1 - 4j * np.linalg.eigvalsh(x @ x.T / 2)) ** -0.5).real)
 
 
 STEEP = np.random.default_rng(0).normal(size=(2, 2))
@@ -158,6 +160,41 @@ def test_who_does_not_ask_for_errors_is_told_of_large_ones() -> None:
         found = tp.nngp(program, jnp.asarray(15 * STEEP[None]))[0, 0]
     assert abs(found - steep_moment(15 * STEEP)) > 1e-8, "the case is what it is said to be"
     assert told[0].filename == __file__
+
+
+def test_slopes_of_kinked_functions_of_two_gaussians() -> None:
+    """2 max(g, h) = g + h + |g − h|, with g and h of one variance: its NTK has slopes that jump."""
+    x = np.random.default_rng(0).normal(size=(2, 2, 2))
+    x /= np.linalg.norm(x, axis=-1, keepdims=True)
+    both = tp.trace(two_sites, tp.Input(2, 2), whole=lambda a, b: 2 * jnp.maximum(a, b), parts=None)
+    one = tp.trace(two_sites, tp.Input(2, 2), whole=None, parts=lambda s, d: s + tp.nonlin(jnp.abs, d))
+    found, known = (tp.kernels(p, jnp.asarray(x)) for p in (both, one))
+    np.testing.assert_allclose(found.nngp, known.nngp, rtol=1e-3)
+    np.testing.assert_allclose(found.ntk, known.ntk, rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_which_functions_jump(dtype: str) -> None:
+    smooth = (
+        lambda z, given: jnp.exp(z[0] + z[1]),
+        lambda z, given: jnp.cos(50 * z[0] * z[1]),
+        lambda z, given: jnp.tanh(1000 * z[0]) * z[1],
+        lambda z, given: jnp.sin(z[0] ** 3) * jnp.sin(z[1] ** 3),
+        lambda z, given: jax.nn.relu(z[0]) * z[1],
+        lambda z, given: jnp.abs(z[0]) ** 0.5,
+    )
+    jumping = (
+        lambda z, given: jnp.sign(z[0]) * z[1],
+        lambda z, given: jnp.exp(z[0] ** 2) * z[1] + (z[0] > 0),
+        lambda z, given: jnp.floor(z[0] + z[1]),
+        Partial(lambda z, given: jax.nn.relu(z[0]) * z[1], 0),
+    )
+    cov = jnp.eye(2, dtype=dtype)
+    for fn in smooth:
+        refuse_jumps(fn, cov, ())
+    for fn in jumping:
+        with pytest.raises(tp.ProgramError, match="jumps is not differentiated"):
+            refuse_jumps(fn, cov, ())
 
 
 @pytest.mark.full

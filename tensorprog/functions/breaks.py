@@ -31,14 +31,15 @@ def refuse_jumps(fn: Callable[..., Any], cov: Array, given: Any) -> None:
     if _jumps(fn, cov.shape[-1], tree, tuple(n.shape[lead:] for n in leaves), jnp.dtype(cov.dtype).name):
         raise ProgramError(
             "an expectation of a function of several Gaussians that jumps is not differentiated: the derivative lies "
-            "on the jumps. The slopes of a function with kinks (relu(g) * h, maximum) jump, so this is about its NTK "
-            "and its second derivatives; take a smooth function (softplus for relu), or differences of kernels"
+            "on the jumps. The function jumps, or for its NTK and for second derivatives its slope does, as that of "
+            "relu(g) * h; take a smooth function (softplus for relu), or differences of kernels"
         )
 
 
 @lru_cache(maxsize=1024)
 def _jumps(fn: Callable[..., Any], size: int, tree: Any, shapes: tuple[tuple[int, ...], ...], dtype: str) -> bool:
-    """Whether fn jumps between neighbouring points of some segments: what differs is halved until it is no distance."""
+    """Whether fn jumps within some segments, which reach about as far as 6: each piece is halved, towards the larger
+    change, and a jump is one that stays, beside the function's values around it."""
     rng = np.random.default_rng(0)
     ends = rng.normal(size=(2, LINES, 1, size)) * 3
     given = [rng.uniform(0.5, 1.5, size=shape) for shape in shapes]
@@ -57,8 +58,13 @@ def _jumps(fn: Callable[..., Any], size: int, tree: Any, shapes: tuple[tuple[int
             nearer = (jnp.abs(centre - left) >= jnp.abs(right - centre))[..., None]
             return jnp.where(nearer, low, middle), jnp.where(nearer, middle, high)
 
+        def change(between: tuple[Array, Array]) -> tuple[Array, Array]:
+            left, right = (value(t) for t in between)
+            return jnp.abs(right - left), jnp.maximum(jnp.abs(left), jnp.abs(right))
+
         start = jnp.asarray(at[:, :-1], dtype), jnp.asarray(at[:, 1:], dtype)
-        left, right = (value(t) for t in jax.lax.fori_loop(0, halvings, halve, start))
-        change = jnp.abs(right - left)
-        scale = jnp.maximum(jnp.abs(left), jnp.abs(right)).mean()
-        return bool((jnp.isfinite(change) & (change > 1e-4 * scale)).any())
+        half = jax.lax.fori_loop(0, halvings // 2, halve, start)
+        (_, around), (before, _), (after, _) = map(
+            change, (start, half, jax.lax.fori_loop(0, halvings // 2, halve, half))
+        )
+        return bool((jnp.isfinite(after) & (after > 0.5 * before) & (after > 1e-4 * around)).any())

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.functions.breaks import refuse_jumps
-from tensorprog.functions.joint import Moved, Onto, Partial, Plain, even_grid, motion, moves, spread
+from tensorprog.functions.joint import COARSER, Moved, Onto, Partial, Plain, even_grid, motion, moves, spread
 
 Array = jax.Array
 DEGREES = 48
@@ -98,9 +98,9 @@ def _coefficients(fn: Callable[..., Any], cov: Array, given: Any) -> tuple[Array
         value = lambda x, y: fn(jnp.stack([first * x, slope * x + last * y]), own)
         samples = jax.vmap(jax.vmap(value))(one, two)
         fine = series(samples, 1, 0, 0)
-        apart = [((series(samples, 2, i, j) - fine) ** 2).sum() for i in (0, 1) for j in (0, 1)]
+        apart = [((series(samples, COARSER, *offset) - fine) ** 2).sum() for offset in np.ndindex(COARSER, COARSER)]
         square = table[0] @ samples**2 @ table[0]
-        return fine, square, jnp.sqrt(jnp.stack(apart).max())
+        return fine, square, jnp.sqrt(jnp.stack(apart).max()) / COARSER
 
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(lead) :]), (_root(cov), given))
     fine, square, error = (x.reshape(*lead, *x.shape[1:]) for x in jax.lax.map(at, flat))
@@ -186,17 +186,17 @@ def _crossing(functions: Any, covs: Any, numbers: Any, held: Any) -> tuple[Array
 def _crossing_jvp(functions: Any, primals: Any, tangents: Any) -> Any:
     """Each side moves by M z with its own covariance; between them what is left, dC − MC − CM̄ᵀ, gives E ∂F ∂F̄."""
     (covs, numbers, held), (dcovs, dnumbers, _) = primals, tangents
-    for fn, cov, *given in zip(functions, covs, numbers, held, strict=False):
+    for fn, cov, *given in zip(functions, covs[:2], numbers, held, strict=True):
         refuse_jumps(fn, cov, tuple(given))
     value, error = _crossing(functions, covs, numbers, held)
     tangent = jnp.zeros_like(value)
     for side in (0, 1):
-        cov, own, fixed, sizes = moves(covs[side], dcovs[side], numbers[side], dnumbers[side], held[side])
+        cov, own, fixed, total = moves(covs[side], dcovs[side], numbers[side], dnumbers[side], held[side])
         moved = _replaced(functions, side, Moved(functions[side]))
         rest = jax.tree.map(lambda x: x[None], (covs, numbers, held))
         given = (_replaced(old, side, new) for old, new in zip(rest, (cov, own, fixed), strict=True))
-        tangent = tangent + (sizes * _crossing(moved, *given)[0]).sum(0)
-    (mine, _), (other, _) = (motion(cov, dcov) for cov, dcov in zip(covs[:2], dcovs[:2], strict=True))
+        tangent = tangent + total(_crossing(moved, *given)[0])
+    mine, other = (motion(cov, dcov)[0] for cov, dcov in zip(covs[:2], dcovs[:2], strict=True))
     matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     between = dcovs[2] - matmul(mine, covs[2]) - matmul(covs[2], jnp.swapaxes(other, -1, -2))
     for i in range(_reads(functions[0])):

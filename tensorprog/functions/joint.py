@@ -2,8 +2,8 @@
 
 E F(z) F̄(z) for z ~ N(0, Σ) of up to four coordinates. One and two are summed over an even grid, which oscillating and
 kinked functions need: smooth ones converge geometrically all the same, since the Gaussian vanishes at the ends. More
-coordinates take Gauss-Hermite nodes. Coarser rules beside the finest estimate the error; functions with kinks converge
-only slowly, and the estimate says so.
+coordinates take Gauss-Hermite nodes. Coarser rules beside the finest estimate the error; on even grids its third does:
+with the step goes the error of jumps, which converge most slowly. Frequencies too high for all grids alike go unseen.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 from tensorprog.functions.breaks import refuse_jumps
 
 Array = jax.Array
-EVEN = 320
-"""Nodes an axis of an even grid; a coarser rule takes every other one."""
+EVEN, COARSER = 360, 3
+"""Nodes an axis of an even grid, and the step of the coarser ones that it consists of."""
 REACH = 12.0
 """Where an even grid ends, in deviations: the Hermite functions of degree 47, √φ h₄₇, are below 1e-15 there."""
 HERMITE = {3: (32, 24), 4: (24, 18)}
@@ -37,9 +37,9 @@ class Rule(NamedTuple):
 
 
 def even_grid() -> tuple[np.ndarray, np.ndarray]:
-    """An axis of the even grid, and N(0, 1)'s weights. A quarter of a step beside the middle, so that no coarser grid
-    mirrors another, which even functions would not tell apart; their first alias vanishes there, too."""
-    z = (2 * np.arange(EVEN) + 0.5 - EVEN) * REACH / EVEN
+    """An axis of the even grid, and N(0, 1)'s weights. It is symmetric, so that jumps at 0 cost nothing; of its three
+    coarser grids one is symmetric too, and so another one of any function, even or odd."""
+    z = (2 * np.arange(EVEN) + 1 - EVEN) * REACH / EVEN
     weights = np.exp(-(z**2) / 2)
     return z, weights / weights.sum()
 
@@ -56,14 +56,15 @@ def rule(size: int) -> Rule:
         for count in HERMITE[size]:
             points, weights = np.polynomial.hermite_e.hermegauss(count)
             sets.append((_tensor([points] * size), _tensor([weights / weights.sum()] * size).prod(-1)))
-        nodes = np.concatenate([points for points, _ in sets])
-        table = np.zeros((len(sets), len(nodes)))
-        table[0, : len(sets[0][0])], table[1, len(sets[0][0]) :] = sets[0][1], sets[1][1]
+        (fine, first), (coarse, second) = sets
+        nodes = np.concatenate([fine, coarse])
+        table = np.stack([np.pad(first, (0, len(second))), np.pad(second, (len(first), 0))])
     else:
         z, weights = even_grid()
         nodes, whole = _tensor([z] * size), _tensor([weights] * size).prod(-1)
-        places = _tensor([np.arange(EVEN) % 2] * size)
-        parts = [np.where((places == offset).all(-1), whole, 0.0) for offset in product((0, 1), repeat=size)]
+        places = _tensor([np.arange(EVEN) % COARSER] * size)
+        offsets = product(range(COARSER), repeat=size)
+        parts = [np.where((places == offset).all(-1), whole, 0.0) for offset in offsets]
         table = np.stack([whole, *(part / part.sum() for part in parts)])
     keep = table.max(0) > 1e-22
     return Rule(nodes[keep], table[:, keep])
@@ -163,46 +164,64 @@ def _expectation_jvp(h: Callable[..., Any], primals: Any, tangents: Any) -> Any:
     cov, numbers, held = primals
     refuse_jumps(h, cov, (numbers, held))
     value, error = _expectation(h, cov, numbers, held)
-    cov, numbers, held, sizes = moves(cov, tangents[0], numbers, tangents[1], held)
+    cov, numbers, held, total = moves(cov, tangents[0], numbers, tangents[1], held)
     slopes, _ = _expectation(Moved(h), cov, numbers, held)
-    return (value, error), ((sizes * slopes).sum(0), jnp.zeros_like(error))
+    return (value, error), (total(slopes), jnp.zeros_like(error))
 
 
-def moves(cov: Array, dcov: Array, numbers: Any, dnumbers: Any, held: Any) -> tuple[Array, Any, Any, Array]:
+def moves(cov: Array, dcov: Array, numbers: Any, dnumbers: Any, held: Any) -> tuple[Array, Any, Any, Any]:
     """Covariances, numbers and `held` of a function's derivatives in all directions there are, along a new first axis,
-    and how far it goes in each: sums of known numbers times tangents, as reverse mode needs."""
+    and what adds these up: known slopes times tangents, as reverse mode needs.
+
+    The directions: the entries of M, those of N, the numbers.
+    """
     size, count = cov.shape[-1], len(numbers)
     units, none = np.eye(size**2).reshape(-1, size, size), np.zeros((count, size, size))
     matrices = np.concatenate([units, 0 * units, none])
-    # Only the symmetric part of N is of a second derivative.
+    # Second derivatives see the symmetric part of N only.
     fresh = np.concatenate([0 * units, (units + np.swapaxes(units, 1, 2)) / 2, none])
-    own = np.concatenate([np.zeros((2 * size**2, count)), np.eye(count)])
-    moving, spreading = (m.reshape(*m.shape[:-2], size**2) for m in motion(cov, dcov))
-    sizes = jnp.moveaxis(jnp.concatenate([moving, spreading, *(d[..., None] for d in dnumbers)], -1), -1, 0)
-    lead = cov.shape[:-2]
+    tangents = np.concatenate([np.zeros((2 * size**2, count)), np.eye(count)])
+    moving, spreading, singular = motion(cov, dcov)
+    sizes = [m.reshape(*m.shape[:-2], size**2) for m in (moving, spreading)]
+    along = jnp.moveaxis(jnp.concatenate([*sizes, *(d[..., None] for d in dnumbers)], -1), -1, 0)
+    spread_only = jnp.asarray(fresh.any((1, 2))).reshape(-1, *(1,) * (cov.ndim - 2))
 
     def over(x: Array) -> Array:
-        return jnp.broadcast_to(x, (len(own), *x.shape))
+        return jnp.broadcast_to(x, (len(tangents), *x.shape))
 
     def unit(table: np.ndarray) -> Array:
-        shaped = jnp.asarray(table, cov.dtype).reshape(len(own), *(1,) * len(lead), *table.shape[1:])
-        return jnp.broadcast_to(shaped, (len(own), *lead, *table.shape[1:]))
+        shaped = jnp.asarray(table, cov.dtype).reshape(len(table), *(1,) * (cov.ndim - 2), *table.shape[1:])
+        return jnp.broadcast_to(shaped, (len(table), *cov.shape[:-2], *table.shape[1:]))
 
-    move = unit(matrices), unit(fresh), tuple(unit(column) for column in own.T)
-    return over(cov), jax.tree.map(over, numbers), (jax.tree.map(over, held), move), sizes
+    def total(slopes: Array) -> Array:
+        # Second derivatives that nobody needs may be infinite.
+        return (along * jnp.where(spread_only & ~singular, 0.0, slopes)).sum(0)
+
+    move = unit(matrices), unit(fresh), tuple(unit(column) for column in tangents.T)
+    return over(cov), jax.tree.map(over, numbers), (jax.tree.map(over, held), move), total
 
 
-def motion(cov: Array, dcov: Array) -> tuple[Array, Array]:
-    """(M, N): Gaussians whose covariance Σ moves by dΣ move by M z, MΣ + ΣMᵀ = dΣ, and spread by N where Σ is singular.
+def motion(cov: Array, dcov: Array) -> tuple[Array, Array, Array]:
+    """(M, N, whether N is any): Gaussians whose covariance Σ moves by dΣ move by M z and spread by N where Σ is
+    singular, MΣ + ΣMᵀ + N = dΣ.
 
-    M = (1 − ½ P) dΣ Σ⁺ and N = Q dΣ Q, P and Q the projections on Σ's range and beside it. In N's directions
-    dE H = ½ tr(N E ∂∂ᵀH), Price's theorem, in the others one integration by parts saves a derivative: E (∂H)ᵀ M z.
+    M = (1 − ½ P) dΣ Σ⁺ and N = Q dΣ Q, P and Q the projections on Σ's range and beside it, for Gaussians in units of
+    their deviations. In N's directions dE H = ½ tr(N E ∂∂ᵀH), Price's theorem, in the others one integration by parts
+    saves a derivative: E (∂H)ᵀ M z. Directions of correlations below eps^⅝ count as none: nothing is left out for
+    smooth functions, and the kinks of Gaussians that are equal to five digits.
     """
-    pseudo = _pseudo_inverse(cov)
-    projection = _product(cov, pseudo)
+    deviations = jnp.sqrt(jnp.diagonal(cov, axis1=-2, axis2=-1))
+    unit = jax.lax.stop_gradient(jnp.where(deviations > 0, deviations, 1.0))
+    rows, columns = unit[..., :, None], unit[..., None, :]
+    scaled, dscaled = cov / (rows * columns), dcov / (rows * columns)
+    pseudo = _pseudo_inverse(scaled)
+    projection = _product(scaled, pseudo)
     beside = jnp.eye(cov.shape[-1], dtype=cov.dtype) - projection
-    moving = _product(dcov, pseudo)
-    return moving - 0.5 * _product(projection, moving), _product(_product(beside, dcov), jnp.swapaxes(beside, -1, -2))
+    singular = jnp.trace(beside, axis1=-2, axis2=-1) > 0.5
+    moving = _product(dscaled, pseudo)
+    spreading = _product(_product(beside, dscaled), jnp.swapaxes(beside, -1, -2))
+    matrix = (moving - 0.5 * _product(projection, moving)) * rows / columns
+    return matrix, jnp.where(singular[..., None, None], spreading * rows * columns, 0.0), singular
 
 
 def _product(a: Array, b: Array) -> Array:
@@ -211,10 +230,9 @@ def _product(a: Array, b: Array) -> Array:
 
 @jax.custom_jvp
 def _pseudo_inverse(cov: Array) -> Array:
-    """Σ⁺, where directions of less than √eps of the largest variance count as none: what is left out there by taking
-    Price's theorem is nothing for smooth functions."""
+    """Σ⁺ of correlations, with directions below eps^⅝ as none."""
     values, vectors = jnp.linalg.eigh(cov)
-    kept = (values > jnp.finfo(cov.dtype).eps ** 0.5 * values[..., -1:]) & (values > 0)
+    kept = values > jnp.finfo(cov.dtype).eps ** 0.625
     inverse = jnp.where(kept, 1.0 / jnp.where(kept, values, 1.0), 0.0)
     return _product(vectors * inverse[..., None, :], jnp.swapaxes(vectors, -1, -2))
 
@@ -234,6 +252,7 @@ def _by_rule(h: Callable[..., Any], cov: Array, given: Any) -> tuple[Array, Arra
     lead, size = cov.shape[:-2], cov.shape[-1]
     nodes, table = rule(size)
     z, weights = jnp.asarray(nodes, cov.dtype), jnp.asarray(table, cov.dtype)
+    closer = 1 if size in HERMITE else COARSER
 
     def one(item: Any) -> tuple[Array, Array, Array]:
         matrix, own = item
@@ -241,7 +260,7 @@ def _by_rule(h: Callable[..., Any], cov: Array, given: Any) -> tuple[Array, Arra
         coordinates = _product(z, (vectors * jnp.sqrt(jnp.maximum(values, 0.0))).T)
         h_values = jax.vmap(lambda y: h(y, own))(coordinates)
         found = _product(weights, h_values)
-        return found[0], jnp.abs(found[1:] - found[0]).max(), weights[0] @ jnp.abs(h_values)
+        return found[0], jnp.abs(found[1:] - found[0]).max() / closer, weights[0] @ jnp.abs(h_values)
 
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(lead) :]), (cov, given))
     found = jax.lax.map(one, flat, batch_size=min(16, flat[0].shape[0]))
