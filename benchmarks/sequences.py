@@ -118,8 +118,7 @@ def document(rows: Sequence[Sequence[str]]) -> str:
 `python benchmarks/sequences.py --out docs/speed.md` wrote this page, on {report.machine()}, in float64.
 
 Sequences and images of standard normal entries. The first call traces, plans, compiles and computes; the next one only
-computes. CPU time is the sum over cores: the machine was shared with other work, so the clock ran longer than
-on an idle one, and CPU time is the figure to compare.
+computes. CPU time is the sum over cores, the figure to compare where a machine is shared with other work.
 
 The kernels of `gru` and `lstm` are estimated from samples, by default as many as some tens of seconds allow; their
 standard error is ‖standard errors of the entries‖/‖kernel‖. Errors feed back through time. An NTK of these nets comes
