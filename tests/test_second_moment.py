@@ -201,6 +201,6 @@ def test_which_functions_jump(dtype: str) -> None:
 @pytest.mark.slow
 def test_bounds_hold_where_a_function_oscillates_between_the_nodes() -> None:
     program = tp.trace(steep, tp.Input(2, 2))
-    for scale in (1.0, 3.0, 6.0, 10.0, 15.0, 30.0, 100.0):
+    for scale in (1.0, 3.0, 5.0, 6.0, 7.0, 8.0):  # further out no node sees the oscillation, and bounds hold by chance
         found = tp.kernels(program, jnp.asarray(scale * STEEP[None]), error=True)
         assert abs(found.nngp[0, 0] - steep_moment(scale * STEEP)) <= found.error.nngp[0, 0]
