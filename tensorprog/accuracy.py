@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.errors import KernelWarning
+from tensorprog.errors import KernelWarning, located
 from tensorprog.functions.joint import Onto, Partial, disagreement
 from tensorprog.interpret.system import Moments, joint_equations
 from tensorprog.program import Program
@@ -56,17 +56,15 @@ def warn_unsettled(program: Program, m: Moments, sides: Sequence[Any], *, slopes
 
 
 def _warn(program: Program, position: int, variance: float, off: float) -> None:
-    line = program.structure.line(position)
-    where = f"{line.file}:{line.number}" if line is not None else program.structure.name
-    instruction = Printer(program.structure, program.leaves).expression(position, top=True)
-    warnings.warn(
-        f"{where}: {instruction}\n  its expectations, of Gaussians of variance {variance:.3g}, may be off by "
-        f"{100 * off:.2g} %: too steep, or too fast an oscillation, for the nodes of the rule\n  "
-        "tp.kernels(error=True) bounds the kernel's error; lower the variances or the inputs' norms, or "
-        'compare with method="backward"',
-        KernelWarning,
-        stacklevel=_outside(),
+    told = located(
+        program.structure.line(position),
+        Printer(program.structure, program.leaves).expression(position, top=True),
+        f"its expectations, of Gaussians of variance {variance:.3g}, may be off by {100 * off:.2g} %: too steep, or "
+        "too fast an oscillation, for the nodes of the rule",
+        "tp.kernels(error=True) bounds the kernel's error; lower the variances or the inputs' norms, or compare with "
+        'method="backward"',
     )
+    warnings.warn(told, KernelWarning, stacklevel=_outside())
 
 
 def _outside() -> int:
@@ -84,9 +82,7 @@ def _functions(program: Program, m: Moments, sides: Sequence[Any]) -> dict[Any, 
         _, left, right, *_ = owners[int(e.out[0])]
         for fn, slots, owner in ((e.left, e.left_slots, left), (e.right, e.right_slots, right)):
             if fn is not None:
-                own = np.array(slots)
-                cells = e.cov[:, own[:, None], own]
-                uses = (_met(program, m, same, cells, e.numbers, owner) for same in sides)
+                uses = (_met(program, m, same, e.own(slots), e.numbers, owner) for same in sides)
                 found.setdefault((fn, slots, e.count, e.numbers.shape[1]), []).extend(uses)
     return {key: _Found(*map(np.concatenate, zip(*uses, strict=True))) for key, uses in found.items()}
 
@@ -94,13 +90,8 @@ def _functions(program: Program, m: Moments, sides: Sequence[Any]) -> dict[Any, 
 def _met(program: Program, m: Moments, same: Any, cells: np.ndarray, numbers: np.ndarray, owner: int) -> _Found:
     """Values of cells (equations, k, k) and of numbers (equations, numbers) of all inputs of a side."""
     values = np.moveaxis(np.asarray(same.value)[:, m.same.kept(cells)], -1, 2)  # (blocks, equations, n, k, k)
-    monomials = np.asarray(m.demand.linear.monomials.values(program.leaves, same.value.dtype))
-    known = np.broadcast_to(monomials[np.maximum(numbers, 0)][None, :, None], (*values.shape[:3], numbers.shape[1]))
-    if (numbers < 0).any():
-        at = np.where(numbers < 0, -1 - numbers, -1 - numbers.min())
-        own = np.moveaxis(np.asarray(same.value)[:, m.same.kept(at)], -1, 2)
-        known = np.where((numbers < 0)[None, :, None], own, known)
     covs = values.reshape(-1, *values.shape[-2:])
+    known = m.numbers(program.leaves, same, numbers)
     return _Found(covs, known.reshape(len(covs), -1), np.full(len(covs), owner))
 
 

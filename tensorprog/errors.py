@@ -37,8 +37,13 @@ def problem(
     line: Line | None, instruction: str, why: str, remedy: str, kind: type[ProgramError] = ProgramError
 ) -> ProgramError:
     """A ProgramError at a line of the user's: the instruction, why it is refused, what to write instead."""
+    return kind(located(line, instruction, why, remedy))
+
+
+def located(line: Line | None, instruction: str, why: str, remedy: str) -> str:
+    """What errors and warnings say of a line."""
     where = f"{line.file}:{line.number}" if line is not None else "in the program"
-    return kind(f"{where}: {instruction}\n  {why}\n  {remedy}")
+    return f"{where}: {instruction}\n  {why}\n  {remedy}"
 
 
 def bad_argument(argument: str, why: str, remedy: str) -> ProgramError:

@@ -99,9 +99,8 @@ def _check_scaled(program: Program, m: Moments, same: Any, key: Key, *, slopes: 
     """The same for a function whose numbers are scalars of the input, where it has the largest variances."""
     uses, owners = _functions(m)
     phi, _ = key
-    monomials = m.demand.linear.monomials.values(program.leaves, same.value.dtype)
     for places, numbers in uses[key]:
-        variances, values = _largest(m, same, places, numbers, monomials)
+        variances, values = _largest(program, m, same, places, numbers)
         fault = _look(phi, tuple(float(v[0]) for v in values), slopes)
         if fault is not None:
             _refuse(program, owners[key], fault, _DEFINED)
@@ -120,19 +119,12 @@ def _grows(phi: Elementwise, variance: float) -> tuple[str, str]:
     )
 
 
-def _largest(m: Moments, same: Any, places: Any, numbers: Any, monomials: Any) -> tuple[Any, tuple[Any, ...]]:
+def _largest(program: Program, m: Moments, same: Any, places: Any, numbers: Any) -> tuple[Any, tuple[Any, ...]]:
     """The largest variances, and a function's numbers where they are: program numbers or scalars of the input."""
-    variances = np.asarray(same.value[:, m.same.kept(places)])  # (blocks, uses, n)
-    order = np.argsort(-variances.reshape(-1), kind="stable")[:MOST]
-
-    def column(own: Any) -> Any:
-        if (own >= 0).all():
-            values = np.asarray(monomials)[own][None, :, None]
-        else:
-            values = np.asarray(same.value[:, m.same.kept(-1 - own)])
-        return jnp.asarray(np.broadcast_to(values, variances.shape).reshape(-1)[order])
-
-    return jnp.asarray(variances.reshape(-1)[order]), tuple(column(own) for own in numbers.T)
+    variances = np.asarray(same.value[:, m.same.kept(places)]).reshape(-1)  # of (blocks, uses, n)
+    order = np.argsort(-variances, kind="stable")[:MOST]
+    values = m.numbers(program.leaves, same, numbers).reshape(len(variances), -1)[order]
+    return jnp.asarray(variances[order]), tuple(jnp.asarray(column) for column in values.T)
 
 
 def _check_batches(program: Program, m: Moments, same: Any, *, slopes: bool) -> None:

@@ -74,17 +74,16 @@ def deviation(program: tp.Program, x: Any, samples: int, key: Any, *, error: boo
 
 def entries(left: tuple[tp.Kernels, ...], right: tuple[tp.Kernels, ...]) -> Iterator[tuple[str, Any, Any, Any]]:
     """(name, difference, its standard error, what is allowed beside) of each kernel of each output."""
-    # A kernel that vanishes is estimated by squares of averages, which do not: to a part of what does not vanish.
-    scales = {
-        name: max((np.abs(np.asarray(getattr(k, name))).max(initial=0.0) for k in (*left, *right)), default=0.0)
-        for name in ("ntk", "nngp")
-    }
+    size = lambda kernel: np.abs(np.asarray(kernel)).max(initial=0.0)
     for number, (a, b) in enumerate(zip(left, right, strict=True)):
-        for name, scale in scales.items():
+        for name in ("ntk", "nngp"):
             one, two = (np.asarray(getattr(k, name)) for k in (a, b))
             own, other = (0.0 if k.error is None else np.asarray(getattr(k.error, name)) for k in (a, b))
             assert np.isfinite(one).all() and np.isfinite(two).all(), f"{name} {number} is not finite"
-            yield f"{name} {number}", one - two, np.hypot(own, other), PART * max(1e-3, scale)
+            # A kernel that vanishes is estimated by squares of averages, which do not: to a part of the other outputs.
+            beside = [] if one.any() else [size(getattr(k, name)) for k in (*left, *right)]
+            allowed = PART * max(1e-3, size(one), size(two), *beside)
+            yield f"{name} {number}", one - two, np.hypot(own, other), allowed
 
 
 def worst(found: list[tuple[str, Any, Any, Any]]) -> Deviation:

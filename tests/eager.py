@@ -285,11 +285,8 @@ def eager() -> Iterator[None]:
         (products, "_substituted", _substituted),
         (moments, "whole", lambda always, fn, operand, like: fn(operand)),
         (plan, "tabulated", lambda *_: False),  # tables are for many inputs
-        (
-            evaluation,
-            "tile_side",
-            lambda m: 2,
-        ),  # as many inputs as a random program is given, and no compilation to share
+        # As many inputs as a random program is given, and no compilation to share.
+        (evaluation, "tile_side", lambda m: 2),
         (evaluation, "_alone", system.same_stage),
         (evaluation, "_tile", inspect.unwrap(evaluation._tile)),
         (families, "_grown", inspect.unwrap(families._grown)),  # it takes its factor from `products`

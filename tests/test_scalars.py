@@ -133,13 +133,13 @@ def test_errors_of_scalars_and_of_covariances_are_carried_into_functions(what: s
 
     x = jnp.asarray(RNG.normal(size=(2, 3)))
     right = tp.kernels(tp.trace(f, tp.Input(3), name="right"), x, error=True)
-    for name, rule in inexact(1e-4).items():
+    for name, rule in inexact(2e-4).items():
         monkeypatch.setitem(moments._RULES, name, rule)
     off = tp.kernels(tp.trace(f, tp.Input(3), name="off"), x, error=True)
     for kernel in ("nngp", "ntk"):
         miss = np.abs(getattr(off, kernel) - getattr(right, kernel))
         bound = np.asarray(getattr(off.error, kernel))
-        assert (miss > 1e-6).any() and (miss <= bound + 1e-12).all() and (bound < 1e-2).all()
+        assert (miss > 1e-5).any() and (miss <= bound + 1e-12).all() and (bound < 1e-2).all()
 
 
 def test_scalars_of_sites_are_taken_from_a_mean_over_sites() -> None:

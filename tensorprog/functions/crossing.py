@@ -13,7 +13,6 @@ is at most |s₁|^D √(tail tail̄).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.functions.breaks import refuse_jumps
-from tensorprog.functions.joint import COARSER, Moved, Onto, Partial, Plain, even_grid, motion, moves, spread
+from tensorprog.functions.joint import COARSER, Moved, Onto, Partial, Plain, even_grid, matmul, motion, moves, spread
 
 Array = jax.Array
 DEGREES = 48
@@ -131,20 +130,8 @@ def crossing(
     """
     rank = max(cov.ndim for cov in covs)
     a, b, c = (cov.reshape(*(1,) * (rank - cov.ndim), *cov.shape) for cov in covs)
-    own = tuple(Plain(Own(f, places, count)) for f, places in zip(functions, slots, strict=True))
+    own = tuple(Plain(Onto(f, places, count)) for f, places in zip(functions, slots, strict=True))
     return _crossing(own, (a, b, c), (spread(numbers, a.shape[:-2]), spread(numbers, b.shape[:-2])), ((), ()))
-
-
-@dataclass(frozen=True)
-class Own:
-    """A function of `count` Gaussians as one of the two coordinates of its side, of which it may read one."""
-
-    fn: Callable[..., Any]
-    slots: tuple[int, ...]
-    count: int
-
-    def __call__(self, z: Array, numbers: Any) -> Array:
-        return Onto(self.fn, self.slots, self.count)(z[: len(self.slots)], numbers)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -190,14 +177,14 @@ def _crossing_jvp(functions: Any, primals: Any, tangents: Any) -> Any:
         refuse_jumps(fn, cov, tuple(given))
     value, error = _crossing(functions, covs, numbers, held)
     tangent = jnp.zeros_like(value)
+    motions = [motion(cov, dcov) for cov, dcov in zip(covs[:2], dcovs[:2], strict=True)]
     for side in (0, 1):
-        cov, own, fixed, total = moves(covs[side], dcovs[side], numbers[side], dnumbers[side], held[side])
+        cov, own, fixed, total = moves(covs[side], motions[side], numbers[side], dnumbers[side], held[side])
         moved = _replaced(functions, side, Moved(functions[side]))
         rest = jax.tree.map(lambda x: x[None], (covs, numbers, held))
         given = (_replaced(old, side, new) for old, new in zip(rest, (cov, own, fixed), strict=True))
         tangent = tangent + total(_crossing(moved, *given)[0])
-    mine, other = (motion(cov, dcov)[0] for cov, dcov in zip(covs[:2], dcovs[:2], strict=True))
-    matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    (mine, *_), (other, *_) = motions
     between = dcovs[2] - matmul(mine, covs[2]) - matmul(covs[2], jnp.swapaxes(other, -1, -2))
     for i in range(_reads(functions[0])):
         for j in range(_reads(functions[1])):
@@ -212,6 +199,6 @@ def _replaced(items: tuple[Any, ...], place: int, new: Any) -> tuple[Any, ...]:
 
 def _reads(fn: Any) -> int:
     """How many coordinates a side reads: those of the function under its derivatives."""
-    while not isinstance(fn, Own):
+    while not isinstance(fn, Onto):
         fn = fn.fn
     return len(fn.slots)

@@ -6,6 +6,7 @@ hashable; arrays come in only when an expectation is taken.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
@@ -77,7 +78,7 @@ class Term(Protocol):
 
 
 @dataclass(frozen=True)
-class Form:
+class Form(ABC):
     """sum_i coefficient_i * term_i(z), with its Gaussian expectations in the subclass of the family."""
 
     terms: tuple[tuple[Coefficient, Any], ...]
@@ -129,17 +130,17 @@ class Form:
             total = total + jnp.abs(weight) * term.norm(a)
         return total
 
+    @abstractmethod
     def mean(self, a: Array, numbers: Numbers) -> Array:
         """E form(u), u ~ N(0, a)."""
-        raise NotImplementedError
 
     def square(self, other: Any, a: Array, numbers: Numbers, others: Numbers) -> Array:
         """E form(u) other(u): a pair of one Gaussian with itself, unless a family knows better."""
         return self.pair(other, a, a, a, numbers, others)
 
+    @abstractmethod
     def pair(self, other: Any, a: Array, b: Array, c: Array, numbers: Numbers, others: Numbers) -> Array:
         """E form(u) other(v) for a form of the same family."""
-        raise NotImplementedError
 
     def rounding(self, other: Any, a: Array, b: Array, c: Array, numbers: Numbers, others: Numbers) -> Array:
         """A bound of the rounding error of `pair`."""

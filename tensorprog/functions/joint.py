@@ -29,6 +29,10 @@ HERMITE = {3: (32, 24), 4: (24, 18)}
 """Gauss-Hermite nodes an axis of the fine and the coarse rule, by the number of Gaussians."""
 
 
+Motion = tuple[Array, Array, Array]
+"""How Gaussians move as their covariance does: what `motion` returns."""
+
+
 class Rule(NamedTuple):
     """Nodes (m, K) and weights (rules, m): those of the finest first, then of coarser ones."""
 
@@ -114,7 +118,7 @@ class Moved:
     def __call__(self, z: Array, given: Any) -> Array:
         numbers, (held, (matrix, fresh, tangents)) = given
         inner = lambda y, own: self.fn(y, (own, held))
-        value = jax.jvp(inner, (z, numbers), (_product(matrix, z), tangents))[1]
+        value = jax.jvp(inner, (z, numbers), (matmul(matrix, z), tangents))[1]
         for i in range(z.size):
             value = value + 0.5 * jax.jvp(lambda y, i=i: Partial(self.fn, i)(y, (numbers, held)), (z,), (fresh[i],))[1]
         return value
@@ -122,14 +126,14 @@ class Moved:
 
 @dataclass(frozen=True)
 class Onto:
-    """A function of `count` Gaussians as one of those that it reads, in order."""
+    """A function of `count` Gaussians as one of those that it reads, in order; more coordinates are ignored."""
 
     fn: Callable[..., Any]
     slots: tuple[int, ...]
     count: int
 
     def __call__(self, z: Array, numbers: tuple[Array, ...]) -> Array:
-        return self.fn(jnp.zeros(self.count, z.dtype).at[jnp.asarray(self.slots)].set(z), numbers)
+        return self.fn(jnp.zeros(self.count, z.dtype).at[jnp.asarray(self.slots)].set(z[: len(self.slots)]), numbers)
 
 
 def joint(left: Callable[..., Any], right: Callable[..., Any] | None, cov: Array, numbers: Any) -> tuple[Array, Array]:
@@ -164,12 +168,12 @@ def _expectation_jvp(h: Callable[..., Any], primals: Any, tangents: Any) -> Any:
     cov, numbers, held = primals
     refuse_jumps(h, cov, (numbers, held))
     value, error = _expectation(h, cov, numbers, held)
-    cov, numbers, held, total = moves(cov, tangents[0], numbers, tangents[1], held)
+    cov, numbers, held, total = moves(cov, motion(cov, tangents[0]), numbers, tangents[1], held)
     slopes, _ = _expectation(Moved(h), cov, numbers, held)
     return (value, error), (total(slopes), jnp.zeros_like(error))
 
 
-def moves(cov: Array, dcov: Array, numbers: Any, dnumbers: Any, held: Any) -> tuple[Array, Any, Any, Any]:
+def moves(cov: Array, moved: Motion, numbers: Any, dnumbers: Any, held: Any) -> tuple[Array, Any, Any, Any]:
     """Covariances, numbers and `held` of a function's derivatives in all directions there are, along a new first axis,
     and what adds these up: known slopes times tangents, as reverse mode needs.
 
@@ -181,7 +185,7 @@ def moves(cov: Array, dcov: Array, numbers: Any, dnumbers: Any, held: Any) -> tu
     # Second derivatives see the symmetric part of N only.
     fresh = np.concatenate([0 * units, (units + np.swapaxes(units, 1, 2)) / 2, none])
     tangents = np.concatenate([np.zeros((2 * size**2, count)), np.eye(count)])
-    moving, spreading, singular = motion(cov, dcov)
+    moving, spreading, singular = moved
     sizes = [m.reshape(*m.shape[:-2], size**2) for m in (moving, spreading)]
     along = jnp.moveaxis(jnp.concatenate([*sizes, *(d[..., None] for d in dnumbers)], -1), -1, 0)
     spread_only = jnp.asarray(fresh.any((1, 2))).reshape(-1, *(1,) * (cov.ndim - 2))
@@ -201,7 +205,7 @@ def moves(cov: Array, dcov: Array, numbers: Any, dnumbers: Any, held: Any) -> tu
     return over(cov), jax.tree.map(over, numbers), (jax.tree.map(over, held), move), total
 
 
-def motion(cov: Array, dcov: Array) -> tuple[Array, Array, Array]:
+def motion(cov: Array, dcov: Array) -> Motion:
     """(M, N, whether N is any): Gaussians whose covariance Σ moves by dΣ move by M z and spread by N where Σ is
     singular, MΣ + ΣMᵀ + N = dΣ.
 
@@ -215,16 +219,16 @@ def motion(cov: Array, dcov: Array) -> tuple[Array, Array, Array]:
     rows, columns = unit[..., :, None], unit[..., None, :]
     scaled, dscaled = cov / (rows * columns), dcov / (rows * columns)
     pseudo = _pseudo_inverse(scaled)
-    projection = _product(scaled, pseudo)
+    projection = matmul(scaled, pseudo)
     beside = jnp.eye(cov.shape[-1], dtype=cov.dtype) - projection
     singular = jnp.trace(beside, axis1=-2, axis2=-1) > 0.5
-    moving = _product(dscaled, pseudo)
-    spreading = _product(_product(beside, dscaled), jnp.swapaxes(beside, -1, -2))
-    matrix = (moving - 0.5 * _product(projection, moving)) * rows / columns
+    moving = matmul(dscaled, pseudo)
+    spreading = matmul(matmul(beside, dscaled), jnp.swapaxes(beside, -1, -2))
+    matrix = (moving - 0.5 * matmul(projection, moving)) * rows / columns
     return matrix, jnp.where(singular[..., None, None], spreading * rows * columns, 0.0), singular
 
 
-def _product(a: Array, b: Array) -> Array:
+def matmul(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -234,16 +238,16 @@ def _pseudo_inverse(cov: Array) -> Array:
     values, vectors = jnp.linalg.eigh(cov)
     kept = values > jnp.finfo(cov.dtype).eps ** 0.625
     inverse = jnp.where(kept, 1.0 / jnp.where(kept, values, 1.0), 0.0)
-    return _product(vectors * inverse[..., None, :], jnp.swapaxes(vectors, -1, -2))
+    return matmul(vectors * inverse[..., None, :], jnp.swapaxes(vectors, -1, -2))
 
 
 @_pseudo_inverse.defjvp
 def _pseudo_inverse_jvp(primals: Any, tangents: Any) -> Any:
     (cov,), (dcov,) = primals, tangents
     pseudo = _pseudo_inverse(cov)
-    beside = jnp.eye(cov.shape[-1], dtype=cov.dtype) - _product(cov, pseudo)
-    turned = _product(_product(_product(pseudo, pseudo), dcov), beside)
-    moved = -_product(_product(pseudo, dcov), pseudo) + turned + jnp.swapaxes(turned, -1, -2)
+    beside = jnp.eye(cov.shape[-1], dtype=cov.dtype) - matmul(cov, pseudo)
+    turned = matmul(matmul(matmul(pseudo, pseudo), dcov), beside)
+    moved = -matmul(matmul(pseudo, dcov), pseudo) + turned + jnp.swapaxes(turned, -1, -2)
     return pseudo, moved
 
 
@@ -257,9 +261,9 @@ def _by_rule(h: Callable[..., Any], cov: Array, given: Any) -> tuple[Array, Arra
     def one(item: Any) -> tuple[Array, Array, Array]:
         matrix, own = item
         values, vectors = jnp.linalg.eigh(matrix)
-        coordinates = _product(z, (vectors * jnp.sqrt(jnp.maximum(values, 0.0))).T)
+        coordinates = matmul(z, (vectors * jnp.sqrt(jnp.maximum(values, 0.0))).T)
         h_values = jax.vmap(lambda y: h(y, own))(coordinates)
-        found = _product(weights, h_values)
+        found = matmul(weights, h_values)
         return found[0], jnp.abs(found[1:] - found[0]).max() / closer, weights[0] @ jnp.abs(h_values)
 
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(lead) :]), (cov, given))

@@ -153,6 +153,11 @@ class JointEq:
     right_numbers: int = 0
     """How many of the numbers, the last ones, are those of F̄."""
 
+    def own(self, slots: tuple[int, ...]) -> Array:
+        """Covariance cells (m, k, k) of one side's Gaussians among themselves."""
+        places = np.array(slots, dtype=np.int64)
+        return self.cov[:, places[:, None], places]
+
 
 @dataclass
 class BatchEq:

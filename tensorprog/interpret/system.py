@@ -47,6 +47,19 @@ class Moments:
         linear = self.demand.linear
         return (*linear.sites(u), *linear.sites(v))
 
+    def numbers(self, leaves: Any, same: Any, ids: np.ndarray) -> np.ndarray:
+        """Values of functions' numbers `ids` (uses, count) for the inputs of a side, (blocks, uses, n, count): of the
+        program, or scalars of the input. `same` has values (blocks, cells, n)."""
+        values = np.asarray(same.value)
+        monomials = np.asarray(self.demand.linear.monomials.values(leaves, values.dtype))
+        known = np.broadcast_to(
+            monomials[np.maximum(ids, 0)][None, :, None], (len(values), len(ids), values.shape[-1], ids.shape[1])
+        )
+        if not (ids < 0).any():
+            return known
+        cells = np.where(ids < 0, -1 - ids, -1 - ids.min())  # where it is no scalar, any
+        return np.where((ids < 0)[None, :, None], np.moveaxis(values[:, self.same.kept(cells)], -1, 2), known)
+
 
 def kernel_structure(program: object, caller: str) -> Structure:
     """The structure of a program that the kernel interpreter takes.
@@ -91,7 +104,7 @@ def moments(structure: Structure, targets: Targets, *, everything: bool = False)
         while everything and _complete(demand):
             pass
     exported = [np.array([ZERO, UNIT]), *(_exported(e) for e in demand.cross.equations)]
-    exported += [_read(e) for _, e in joint_equations(demand)]
+    exported += [_exported(e) for e in demand.same.equations if isinstance(e, JointEq)]  # `accuracy` looks at these
     same = plan(demand.same, np.concatenate(exported))
     tables = Tables.of(demand.cross)
     kept = np.arange(len(demand.cross.owners)) if everything else np.concatenate(cells)
@@ -131,14 +144,8 @@ def joint_equations(demand: Demand) -> Iterator[tuple[list[Any], JointEq]]:
                 yield system.owners, equation
 
 
-def _read(e: JointEq) -> np.ndarray:
-    """Same-input cells of each side's own Gaussians and numbers."""
-    own = [e.cov[:, np.array(slots)[:, None], np.array(slots)] for slots in (e.left_slots, e.right_slots) if slots]
-    return np.concatenate([*(cells.reshape(-1) for cells in own), -1 - e.numbers[e.numbers < 0]])
-
-
 def _exported(equation: Any) -> np.ndarray:
-    """Same-input cells that a crossing equation reads."""
+    """Same-input cells that a crossing equation reads; of a joint expectation those of each side by itself."""
     numbers = [
         n for name in ("phi_numbers", "psi_numbers", "numbers") if (n := getattr(equation, name, None)) is not None
     ]
@@ -152,8 +159,8 @@ def _exported(equation: Any) -> np.ndarray:
             return cells
         case LinearEq(factors=factors) if factors is not None:
             return factors.reshape(-1)
-        case JointEq(cov=cov, where=where):
-            return np.concatenate([cov[:, np.array(where) != "own"].reshape(-1), *own])
+        case JointEq() as e:
+            return np.concatenate([*(e.own(slots).reshape(-1) for slots in (e.left_slots, e.right_slots)), *own])
         case _:
             return np.zeros(0, dtype=np.int64)
 
