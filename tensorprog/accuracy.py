@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.errors import KernelWarning, located
-from tensorprog.functions.joint import Onto, Partial, disagreement
+from tensorprog.functions.joint import Partial, disagreement
+from tensorprog.interpret.composite import Vectorial, remap
 from tensorprog.interpret.system import Moments, joint_equations
 from tensorprog.program import Program
 from tensorprog.show import Printer
@@ -43,21 +44,24 @@ def warn_unsettled(program: Program, m: Moments, sides: Sequence[Any], *, slopes
 
     **Warns:** `KernelWarning` with the line, the function, the variance and how far off.
     """
-    for (fn, slots, count, _), found in _functions(program, m, sides).items():
+    worst: dict[int, tuple[float, float, float]] = {}
+    for (fn, _), found in _functions(program, m, sides).items():
         order = np.argsort(-np.trace(found.cov, axis1=-2, axis2=-1), kind="stable")
         order = np.resize(order[:MOST], MOST)  # of one shape, so that it compiles once
-        numbers = tuple(found.numbers[order].T)
-        off = np.asarray(_off(fn, slots, count, slopes, found.cov[order], numbers))  # (functions, MOST)
+        off = np.asarray(_off(fn, slopes, found.cov[order], tuple(found.numbers[order].T)))  # (functions, MOST)
         beyond = np.nan_to_num(off / np.array([ALLOWED, *[SLOPES] * (len(off) - 1)])[:, None], nan=0.0)
         which, at = np.unravel_index(beyond.argmax(), beyond.shape)
-        if beyond[which, at] > 1:
-            variance = float(np.trace(found.cov[order[at]]) / len(slots))
-            _warn(program, int(found.owners[order[at]]), variance, float(off[which, at]))
+        owner, variance = int(found.owners[order[at]]), float(np.diagonal(found.cov[order[at]]).mean())
+        own = float(beyond[which, at]), variance, float(off[which, at])
+        worst[owner] = max(worst.get(owner, own), own)
+    for owner, (beyond, variance, off) in worst.items():
+        if beyond > 1:
+            _warn(program, owner, variance, off)
 
 
 def _warn(program: Program, position: int, variance: float, off: float) -> None:
     told = located(
-        program.structure.line(position),
+        program.structure.line(position) or program.structure.name,
         Printer(program.structure, program.leaves).expression(position, top=True),
         f"its expectations, of Gaussians of variance {variance:.3g}, may be off by {100 * off:.2g} %: too steep, or "
         "too fast an oscillation, for the nodes of the rule",
@@ -76,14 +80,15 @@ def _outside() -> int:
 
 
 def _functions(program: Program, m: Moments, sides: Sequence[Any]) -> dict[Any, _Found]:
-    """Both sides of all joint expectations, by function and how many numbers it is handed."""
+    """Both sides of all joint expectations, by the function of its own Gaussians and how many numbers it is handed."""
     found: dict[Any, list[_Found]] = {}
     for owners, e in joint_equations(m.demand):
         _, left, right, *_ = owners[int(e.out[0])]
         for fn, slots, owner in ((e.left, e.left_slots, left), (e.right, e.right_slots, right)):
             if fn is not None:
+                alone = Vectorial(remap(fn.expr, {slot: place for place, slot in enumerate(slots)}, 0))
                 uses = (_met(program, m, same, e.own(slots), e.numbers, owner) for same in sides)
-                found.setdefault((fn, slots, e.count, e.numbers.shape[1]), []).extend(uses)
+                found.setdefault((alone, e.numbers.shape[1]), []).extend(uses)
     return {key: _Found(*map(np.concatenate, zip(*uses, strict=True))) for key, uses in found.items()}
 
 
@@ -95,10 +100,9 @@ def _met(program: Program, m: Moments, same: Any, cells: np.ndarray, numbers: np
     return _Found(covs, known.reshape(len(covs), -1), np.full(len(covs), owner))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _off(fn: Any, slots: tuple[int, ...], count: int, slopes: bool, cov: Any, numbers: Any) -> jax.Array:
+@partial(jax.jit, static_argnums=(0, 1))
+def _off(fn: Vectorial, slopes: bool, cov: Any, numbers: Any) -> jax.Array:
     """How far off E F² is at each covariance, and E (∂F)² for each slope."""
-    own = Onto(fn, slots, count)
-    functions = [own, *(Partial(own, i) for i in range(len(slots)))] if slopes else [own]
+    functions = [fn, *(Partial(fn, i) for i in range(cov.shape[-1]))] if slopes else [fn]
     parts = [jax.lax.map(lambda at, f=f: disagreement(f, *at), (cov, numbers)) for f in functions]
     return jnp.stack(parts)

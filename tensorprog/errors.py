@@ -37,12 +37,12 @@ def problem(
     line: Line | None, instruction: str, why: str, remedy: str, kind: type[ProgramError] = ProgramError
 ) -> ProgramError:
     """A ProgramError at a line of the user's: the instruction, why it is refused, what to write instead."""
-    return kind(located(line, instruction, why, remedy))
+    return kind(located(line or "in the program", instruction, why, remedy))
 
 
-def located(line: Line | None, instruction: str, why: str, remedy: str) -> str:
-    """What errors and warnings say of a line."""
-    where = f"{line.file}:{line.number}" if line is not None else "in the program"
+def located(line: Line | str, instruction: str, why: str, remedy: str) -> str:
+    """What errors and warnings say of a line, or of what stands for one."""
+    where = line if isinstance(line, str) else f"{line.file}:{line.number}"
     return f"{where}: {instruction}\n  {why}\n  {remedy}"
 
 

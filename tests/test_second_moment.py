@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import jax
@@ -157,7 +158,9 @@ def test_who_does_not_ask_for_errors_is_told_of_large_ones() -> None:
     with pytest.warns(
         tp.predict.KernelWarning, match=r"test_second_moment.py:\d+: cos\(g.*\n.*off by.*\n.*error=True"
     ) as told:
+        warnings.simplefilter("always")
         found = tp.nngp(program, jnp.asarray(15 * STEEP[None]))[0, 0]
+    assert len(told) == 1
     assert abs(found - steep_moment(15 * STEEP)) > 1e-8, "the case is what it is said to be"
     assert told[0].filename == __file__
 
