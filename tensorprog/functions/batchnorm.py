@@ -85,7 +85,8 @@ def normalises(function: Function) -> bool:
             return True
         case Partial(Opaque(_, BatchNorm()), (), (("eps", Opaque(_, value)),)):
             return isinstance(value, int | float) and value == 0
-    return False
+        case _:
+            return False
 
 
 def sides(form: Form | None, numbers: Numbers = ()) -> Sides | None:

@@ -18,7 +18,7 @@ from tensorprog.errors import NotIntegrated
 from tensorprog.functions.base import IDENTITY, ONE, Elementwise, elementwise, product, shifted
 from tensorprog.functions.frozen import Function, freeze
 from tensorprog.interpret.linear import Ids, Linear
-from tensorprog.ir import Coef, Gather, LinComb, Moment, Nonlin, Sites, SiteSum
+from tensorprog.ir import Coef, Gather, Inner, Leaf, LinComb, MatMul, Moment, Nonlin, ScalarFn, Sites, SiteSum
 
 
 @dataclass(frozen=True)
@@ -278,8 +278,10 @@ class _Composer:
                 below, _ = linear.summed(position, x, axes, sites[:, None], 1)
                 parts = [(None, self.expr(x, below[:, k])) for k in range(below.shape[1])]
                 return Sum(tuple(parts))
-            case _:
-                raise AssertionError(f"instruction {position} is no vector")
+            case Leaf() | MatMul() | Inner() | ScalarFn():
+                raise AssertionError(f"instruction {position} is no function of Gaussians")
+            case never:
+                assert_never(never)
 
     def value(self, coef: Coef, shape: Sites, sites: np.ndarray) -> Value:
         ids = self.ask.coefficient(coef, shape)

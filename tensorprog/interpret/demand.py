@@ -9,6 +9,7 @@ of single sites never builds all pairs, and pooling does.
 from __future__ import annotations
 
 import math
+from typing import assert_never
 
 import numpy as np
 
@@ -19,7 +20,19 @@ from tensorprog.interpret.expectations import Side, expectation_cells
 from tensorprog.interpret.linear import Ids, Linear, Term, elementwise
 from tensorprog.interpret.scalars import Scalars, scaled_form
 from tensorprog.interpret.terms import Terms, joined, linear_equation, whole
-from tensorprog.ir import BiasVector, Coef, Dim, InputVector, MatMul, Nonlin, Sites, Structure
+from tensorprog.ir import (
+    BiasVector,
+    Coef,
+    Dim,
+    InputVector,
+    Leaf,
+    MatMul,
+    Nonlin,
+    ScalarResult,
+    SiteLinear,
+    Sites,
+    Structure,
+)
 
 
 class Demand:
@@ -203,7 +216,7 @@ class Demand:
         if not a.opened and not b.opened:
             return self.centred(system, u, v, pu, pv)
         closed, opened = (v, u) if a.opened else (u, v)
-        if not self.innovation(opened) & linear.sources(closed):
+        if not linear.innovation(opened) & linear.sources(closed):
             return None
         if linear.nonlinear(closed) or linear.scaled(closed):
             return self.centred(system, u, v, pu, pv)
@@ -228,23 +241,14 @@ class Demand:
                 parts.append(self.outer(means[:, None], minus, constant, len(pu)))
         return joined(parts, len(pu)) if len(parts) > 1 else parts[0]
 
-    def innovation(self, position: int) -> frozenset[tuple[str, int]]:
-        """The random thing that an opened atom is made of: independent of all that does not contain it."""
-        match self.linear.instructions[position]:
-            case MatMul(weight=weight):
-                return frozenset({("weight", weight)})
-            case BiasVector(bias=bias):
-                return frozenset({("bias", bias)})
-            case _:
-                return frozenset()
-
     def opened(self, system: System, u: int, v: int, pu: Array, pv: Array) -> Terms | None:
         """W x with W x̄: var · (the moment of x, x̄). A bias with itself: var. Anything else: independent."""
         linear = self.linear
-        match linear.instructions[u], linear.instructions[v]:
-            case InputVector(input=i), InputVector(input=j):
-                return whole(self.leaf(system, i, j, pu, pv))
-            case BiasVector(bias=i), BiasVector(bias=j) if i == j:
+        other = linear.instructions[v]
+        match linear.instructions[u]:
+            case InputVector(input=i) if isinstance(other, InputVector):
+                return whole(self.leaf(system, i, other.input, pu, pv))
+            case BiasVector(bias=i) as one if one == other:
                 bias = self.structure.biases[i]
                 alike = (pu == pv) if bias.sites else np.full(len(pu), True)
                 var = linear.monomials.add(1.0, ((bias.var.index, 0, 1),))
@@ -253,10 +257,14 @@ class Demand:
                 seeds = np.where(alike, self.seeds.add([(parameter, linear.monomials.one)]), 0)[:, None]
                 unit = np.full((len(pu), 1), UNIT)
                 return unit, coefs, seeds, unit
-            case MatMul(weight=w, x=x, transposed=t), MatMul(weight=w2, x=y, transposed=t2) if (w, t) == (w2, t2):
-                return self.product_moment(system, w, x, y, t, pu, pv)
-            case _:
+            case MatMul(weight=w, x=x, transposed=t) if isinstance(other, MatMul) and other.weight == w:
+                if other.transposed != t:  # what reads both is refused, or passes the Simple GIA Check
+                    return None
+                return self.product_moment(system, w, x, other.x, t, pu, pv)
+            case Leaf() | MatMul() | SiteLinear() | Nonlin() | ScalarResult():
                 return None
+            case never:
+                assert_never(never)
 
     def product_moment(self, system: System, w: int, x: int, y: int, transposed: bool, pu: Array, pv: Array) -> Terms:
         """E (W x)(W x̄) = var · E x x̄ (times rows/cols for Wᵀ); the own term of W is E x x̄.

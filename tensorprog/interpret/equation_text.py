@@ -130,8 +130,10 @@ class Writer:
                 return f"E[{applied(phi, a)} · {applied(psi, b)}]"
             case JointEq():
                 return f"E[{' · '.join(self.sides(equation, i, side))}]"
-            case _:
+            case LinearEq() | ProductEq() | ImportEq() | LeafEq() | DataEq() | ScalarEq() | BatchEq():
                 raise AssertionError("a factor of a product is an expectation")
+            case never:
+                assert_never(never)
 
     def owner(self, cell: int, side: str, system: System | None = None) -> str:
         """The coordinate whose variance a cell is."""
@@ -196,6 +198,8 @@ class Writer:
                 return f"E[{names[0]} · {names[1]}] given {first}, …", "integrals over a batch"
             case OneEq() | MeanEq() | ImportEq() | LeafEq() | DataEq() | ScalarEq():
                 return self.cell(cell), ""
+            case never:
+                assert_never(never)
 
     def factors(self, equation: LinearEq, i: int) -> list[str]:
         """The scalars that multiply a sum's terms, "" where there is none."""
@@ -281,6 +285,8 @@ class Writer:
                             yield 1.0, self.slope(equation, i, int(cov[i, a, b])), int(cov[i, a, b])
             case OneEq() | MeanEq() | ImportEq() | LeafEq() | DataEq() | ScalarEq():
                 return
+            case never:
+                assert_never(never)
 
     def slope(self, equation: JointEq, i: int, cov: int) -> str:
         """E ∂F ∂F̄, the derivatives in the two Gaussians whose covariance a cell is."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import assert_never
 
 from tensorprog.interpret.demand import Demand
-from tensorprog.interpret.equations import UNIT, Equation, LinearEq, ProductEq
+from tensorprog.interpret.equations import UNIT, Equation, Expectation, Given, LinearEq, ProductEq, ScalarEq
 from tensorprog.show import Printer
 
 
@@ -42,7 +43,7 @@ class ScalarNames:
                 return " · ".join(self.name(int(c), side) for c in cells[i])
             case LinearEq(cells=cells, coefs=coefs) if cells.shape[1] == 1:
                 return f"{self.coefficient(int(coefs[i, 0])):.6g} {self.name(int(cells[i, 0]), side)}"
-            case _:
+            case LinearEq() | ScalarEq() | Expectation() | Given():
                 kind, u, v, p, q = self.demand.same.owners[cell]
                 names = [
                     self.printer.expression(w)
@@ -50,3 +51,5 @@ class ScalarNames:
                     for w, s in ((u, p), (v, q))
                 ]
                 return f"E {names[0]}{at}" if kind == "mean" else f"E[{names[0]}{at} · {names[1]}{at}]"
+            case never:
+                assert_never(never)
