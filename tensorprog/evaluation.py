@@ -15,7 +15,7 @@ from tensorprog.batch import is_concrete
 from tensorprog.errors import ProgramError
 from tensorprog.existence import check_expectations, check_functions
 from tensorprog.functions import base
-from tensorprog.interpret.buffers import Alone, Buffer
+from tensorprog.interpret.buffers import Alone, Buffer, stated
 from tensorprog.interpret.equations import BatchEq, JointEq, PairEq
 from tensorprog.interpret.system import Moments, Targets, cross_stage, moments, same_stage
 from tensorprog.loops import mapped
@@ -204,7 +204,11 @@ class _Grid:
         names = ("value", "tangent", "error", "tangent_error")
         diagonal = (None,) * 4 if found.diagonal is None else _fields(found.diagonal)
         parts = zip(names, _fields(found.tiles), diagonal, strict=True)
-        return {name: self.whole(found.index, tile, exact, k, xp) for name, tile, exact in parts}
+        result = {name: self.whole(found.index, tile, exact, k, xp) for name, tile, exact in parts}
+        for name, bound in (("value", "error"), ("tangent", "tangent_error")):
+            if result[bound] is not None:
+                result[bound] = stated(result[name], result[bound])
+        return result
 
     def whole(self, index: np.ndarray, tile: Any, exact: Any, k: int, xp: Any) -> Any:
         """One quantity of a target, (N1, N2, *S_u, *S_v), or (P, N1, N2, …) when split by parameter."""

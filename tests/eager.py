@@ -91,6 +91,9 @@ class _Numpy:
         return function
 
 
+NUMPY = _Numpy()
+
+
 # ---- transformations as loops
 
 
@@ -163,7 +166,7 @@ def _substituted(triangle: Any, right: Any, order: Any) -> Any:
 class _Jax:
     """`jax` with such arrays."""
 
-    numpy = _Numpy()
+    numpy = NUMPY
     random = _RANDOM
     vmap = staticmethod(_vmap)
     lax = SimpleNamespace(map=_map, fori_loop=_fori_loop, scan=_scan, stop_gradient=lambda a: a,
@@ -268,7 +271,7 @@ def _at_points(self: Any, fn: Any, numbers: Any, vectors: Any, scalars: Any, ove
 @contextmanager
 def eager() -> Iterator[None]:
     """In the block programs are evaluated by NumPy; not under another transformation, nor for bounds of errors."""
-    numpy, shim = _Numpy(), _Jax()
+    numpy, shim = NUMPY, _Jax()
     uses_numpy = (evaluation, tiles, moments, rules, integrals, joints, system, linear, evaluator, particles, products,
                   spaces, roads, decomposition, kernel)  # fmt: skip
     uses_jax = (moments, rules, integrals, joints, system, evaluator, particles, products, spaces, roads)

@@ -11,7 +11,7 @@ import numpy as np
 
 from tensorprog.batch import batch
 from tensorprog.functions.base import method
-from tensorprog.interpret.buffers import Alone, Buffer
+from tensorprog.interpret.buffers import Alone, Buffer, stated
 from tensorprog.interpret.equation_text import Writer
 from tensorprog.interpret.equations import PairEq
 from tensorprog.interpret.families import Family, families
@@ -144,8 +144,8 @@ class Recursion:
                 ("NNGP", found.value[kept], found.error[kept]),
                 ("NTK", found.tangent[kept], found.tangent_error[kept]),
             ):
-                scale = float(jnp.abs(value).max())
-                rows.append(f"{name}{k + 1 if len(m.targets) > 1 else ''}: largest bound {float(error.max()):.2g}, "
+                scale, bound = float(jnp.abs(value).max()), stated(value, error)
+                rows.append(f"{name}{k + 1 if len(m.targets) > 1 else ''}: largest bound {float(bound.max()):.2g}, "
                             f"largest entry {scale:.4g}")  # fmt: skip
         return "\n".join(rows)
 

@@ -1,0 +1,102 @@
+"""Bounds of kernels: what is stated of every entry, and that it is carried through every rule."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from eager import NUMPY
+from zoo import data
+
+import tensorprog as tp
+from tensorprog.interpret import rules
+from tensorprog.interpret.buffers import Alone, Buffer, Context, stated
+from tensorprog.interpret.plan import Group
+from tensorprog.kernel import _with_errors
+
+RNG = np.random.default_rng(0)
+EPS = np.finfo(np.float32).eps
+
+# ---- in single precision
+
+
+@pytest.mark.parametrize("kind", ["linear", "scaled"])
+@pytest.mark.parametrize("terms", [2, 12])
+def test_sums_and_their_bounds_compiled(kind: str, terms: int) -> None:
+    """XLA's CPU compiler reads memory that nobody wrote where one kernel has two sums that share a coefficient, and an
+    axis has length 1 (`rules._weighted`): bounds were any numbers, others at each call."""
+    shape, rows = (64, 64), 4 * terms
+    draw = lambda *shape: RNG.normal(size=shape).astype(np.float32)
+    full = Buffer(draw(rows, *shape), draw(rows, *shape), *abs(draw(2, rows, *shape)))
+    known = Alone(draw(rows, 64), abs(draw(rows, 64)), [])
+    monomials, seeds = draw(terms), draw(terms)
+    pick = lambda: RNG.integers(0, rows, (1, terms))
+    own = np.arange(terms)[None]
+    arrays = {"cells": pick(), "coefs": own, "seeds": own, "factors": pick()}
+    group = Group((kind, "left"), arrays, True)
+
+    def run(full: Buffer, known: Alone, monomials: Any, seeds: Any) -> Any:
+        return getattr(rules, kind)(group, arrays, Context(((), ()), monomials, seeds, known, known), full)
+
+    compiled = jax.jit(run)
+    found = [compiled(full, known, monomials, seeds) for _ in range(3)]
+    with mock.patch.object(rules, "jnp", NUMPY):
+        right = run(*jax.tree.map(lambda a: a.astype(np.float64), (full, known, monomials, seeds)))
+    for one in found:
+        jax.tree.map(np.testing.assert_array_equal, one, found[0])
+        for single, double in zip(one, right, strict=True):
+            np.testing.assert_allclose(single, double, rtol=1e-4, atol=1e-4)
+
+
+def sums_of_many(x: Any) -> Any:
+    """Ten vectors in one sum, and one whose coefficients are scalars of the input."""
+    n = tp.Width("n")
+    h = [tp.nonlin(jax.nn.relu, tp.weight(f"U{k}", n, x.features) @ x) for k in range(10)]
+    s = sum((0.3 * one for one in h), h[0])
+    s = s / tp.scalar(jnp.sqrt, tp.moment(lambda a: a * a, s))
+    return tp.weight("v", 1, n) @ tp.nonlin(jax.nn.relu, tp.weight("W", n, n) @ s + tp.bias("b", n))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mlp", "sums of many"])
+def test_bounds_in_single_precision_cover_and_repeat(name: str) -> None:
+    """The same of whole kernels, one call after the other and inside a transformation."""
+    program = tp.nets.net("mlp").program(depth=3) if name == "mlp" else tp.trace(sums_of_many, tp.Input(4))
+    x = data(program, 64)
+    right = tp.kernels(program, x)
+    single = x.astype(jnp.float32)
+    found = [tp.kernels(program, single, error=True) for _ in range(3)]
+    inside = jax.jit(lambda x: tp.kernels(program, x, error=True))(single)
+    for own in (*found, inside):
+        for value, bound, true in zip(own[:2], own.error, right[:2], strict=True):
+            assert bound.dtype == jnp.float32
+            assert (np.abs(value - true) <= bound).all() and (bound <= 3e-4 * np.abs(true).max()).all()
+    for own in found:
+        jax.tree.map(np.testing.assert_array_equal, own, found[0])
+
+
+# ---- what is handed out
+
+
+def test_what_is_not_known_is_infinite() -> None:
+    """A bound is a size or ∞: where carrying it met ∞ · 0, and of a value that is NaN, nothing is known."""
+    value, error = jnp.asarray([1.0, 2.0, np.nan, 3.0, np.nan]), jnp.asarray([0.1, np.nan, 0.2, np.inf, np.nan])
+    for handed in (stated, jax.jit(stated)):
+        np.testing.assert_array_equal(handed(value, error), [0.1, np.inf, np.inf, np.inf, np.inf])
+        assert handed(value, error).dtype == value.dtype
+    with pytest.raises(AssertionError, match="no negative number"):
+        stated(jnp.ones(2), jnp.asarray([1e-9, -1e-9]))
+
+
+def test_estimated_kernels_that_are_not_finite_are_refused() -> None:
+    """On the backward road too; inside a transformation, which can't refuse, a NaN has an infinite standard error."""
+    program = tp.nets.ZOO["mlp"]
+    kernel, nan = jnp.ones((2, 2)), jnp.full((2, 2), np.nan)
+    with pytest.raises(tp.ProgramError, match="the kernel is not finite"):
+        _with_errors(program, kernel, nan, kernel, kernel, True)
+    found = jax.jit(lambda k: _with_errors(program, kernel, k, kernel, nan, True))(nan)
+    assert np.isinf(found.error.ntk).all() and np.isfinite(found.error.nngp).all()
