@@ -8,9 +8,11 @@ and expectations are replaced by polynomials in what they are called with, off b
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 from unittest import mock
 
@@ -19,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from eager import array, rules_on_numpy
 
+from tensorprog import evaluation, kernel
 from tensorprog.functions import base
 from tensorprog.interpret import joints, moments, rules
 from tensorprog.interpret.buffers import Alone, Buffer, Context
@@ -29,25 +32,30 @@ OFF = 1e-6
 """The size of every error, small enough for first order."""
 ROUNDED = ("linear", "scaled", "product", "leaf", "scalar")
 """Rules that bound their own rounding; expectations come with bounds, and the others compute nothing."""
+KINDS = ("pair", "one", "mean", "joint", "crossing")
+"""Expectations: of one Gaussian a side, of one Gaussian, of several at one input and across inputs."""
 OWN_NUMBERS = ("pair", "one", "mean", "joint")
 """Rules whose functions may have numbers of each equation or input."""
 
 
 class Roads:
-    """Expectations as polynomials with bounds. `off` says which of them are moved by their bounds."""
+    """Expectations as polynomials with bounds. `off` says which values and slopes are moved by their bounds, `known`
+    which expectations have any."""
 
     def __init__(self) -> None:
         self.off = {"value": 0.0, "slope": 0.0}
+        self.known = tuple(product(KINDS, self.off))
 
-    def road(self, which: str, *arguments: Any) -> tuple[Any, Any]:
+    def road(self, kind: str, which: str, *arguments: Any) -> tuple[Any, Any]:
         """Something that depends on every argument, and what it may be off by."""
         first, second = {"value": (1.0, 0.7), "slope": (-0.6, 1.1)}[which]
         terms = [(first, second)[k % 2] * (k + 1.0) * a * (1 + 0.3 * a) for k, a in enumerate(arguments)]
-        bound = OFF * (0.3 + 0.1 * sum(abs(a) for a in arguments))
+        bound = OFF * ((kind, which) in self.known) * (0.3 + 0.1 * sum(abs(a) for a in arguments))
         return array(sum(terms) + self.off[which] * bound), array(bound)
 
-    def both(self, *arguments: Any) -> Any:
-        return tuple((v, lambda b=b: b) for v, b in (self.road(which, *arguments) for which in ("value", "slope")))
+    def both(self, kind: str, *arguments: Any) -> Any:
+        roads = (self.road(kind, which, *arguments) for which in ("value", "slope"))
+        return tuple((v, lambda b=b: b) for v, b in roads)
 
     def pair(self, a: Any, b: Any, c: Any, first: Any = (), second: Any = (), given: Any = None) -> tuple[Any, ...]:
         # Sides that were made before are of the variances that they were made of, whatever is passed beside them.
@@ -55,19 +63,19 @@ class Roads:
         return (a, b, c, *first, *second)
 
     def expect_slope(self, phi: Any, psi: Any, *rest: Any) -> Any:
-        return self.both(*self.pair(*rest))
+        return self.both("pair", *self.pair(*rest))
 
     def expect_error(self, phi: Any, psi: Any, *rest: Any) -> Any:
-        return self.road("value", *self.pair(*rest))
+        return self.road("pair", "value", *self.pair(*rest))
 
     def expect_one_slope(self, phi: Any, psi: Any, a: Any, first: Any = (), second: Any = ()) -> Any:
-        return self.both(a, *first, *second)
+        return self.both("one", a, *first, *second)
 
     def expect_one_error(self, phi: Any, psi: Any, a: Any, first: Any = (), second: Any = ()) -> Any:
-        return self.road("value", a, *first, *second)
+        return self.road("one", "value", a, *first, *second)
 
     def mean_error(self, phi: Any, a: Any, numbers: Any = ()) -> Any:
-        return self.road("value", a, *numbers)
+        return self.road("mean", "value", a, *numbers)
 
     def mean(self, phi: Any, a: Any, numbers: Any = ()) -> Any:
         return self.mean_error(phi, a, numbers)[0]
@@ -75,15 +83,15 @@ class Roads:
     def sides(self, phi: Any, a: Any, numbers: Any = (), *, slope: bool) -> Any:
         return a
 
-    def several(self, f: Any, covs: Any, numbers: Any) -> Any:
+    def several(self, kind: str, f: Any, covs: Any, numbers: Any) -> Any:
         entries = [m[..., i, j] for m in jax.tree.leaves(covs) for i, j in np.ndindex(m.shape[-2:])]
-        return self.road("slope" if isinstance(f, joints.Partial) else "value", *entries, *numbers)
+        return self.road(kind, "slope" if isinstance(f, joints.Partial) else "value", *entries, *numbers)
 
     def joint_expectation(self, f: Any, g: Any, cov: Any, numbers: Any) -> Any:
-        return self.several(f.fn if isinstance(f, joints.Onto) else f, cov, numbers)
+        return self.several("joint", f.fn if isinstance(f, joints.Onto) else f, cov, numbers)
 
     def crossing(self, functions: Any, slots: Any, count: int, covs: Any, numbers: Any) -> Any:
-        return self.several(functions[0], covs, numbers)
+        return self.several("crossing", functions[0], covs, numbers)
 
 
 @dataclass(frozen=True)
@@ -145,9 +153,10 @@ class Check:
         def checked(group: Any, arrays: Any, context: Context, buffer: Buffer) -> Any:
             state = self.state(context, buffer, positive=name == "scalar", zeros=name == "product")
             place = f"{name}, {self.where}"
-            if name in ROUNDED:
+            if name in ROUNDED and (name != "scalar" or (name, "value") not in self.rounded):  # that one is compiled
                 apart = [rounded(rule, group, arrays, context, state, to) for to in (np.float32, float)]
                 self.rounded |= {(name, what) for what in covers_rounding(place, *apart)}
+
             own = group.form[-1] if name in OWN_NUMBERS else ()
             kind = (name, self.where, group.uniform, group.tables is None, own)
             if kind not in self.seen:
@@ -246,20 +255,25 @@ def covers_rounding(place: str, single: Any, double: Any) -> set[str]:
     return found
 
 
-def check_rules(program: Program, m: Moments, x: Any) -> Check:
-    """Check every equation of a program's two systems."""
-    check = Check()
-    roads = check.roads
-    names = ("expect_slope", "expect_error", "expect_one_slope", "expect_one_error", "mean_error", "mean", "sides")
+@contextmanager
+def replaced(roads: Roads) -> Iterator[None]:
+    """Rules on NumPy, expectations replaced."""
+    one = ("expect_slope", "expect_error", "expect_one_slope", "expect_one_error", "mean_error", "mean", "sides")
     several = ("joint_expectation", "crossing")
     with ExitStack() as stack:
         stack.enter_context(rules_on_numpy())
-        for module, own in ((base, names), (joints, several)):
+        for module, own in ((base, one), (joints, several)):
             for name in own:
                 stack.enter_context(mock.patch.object(module, name, getattr(roads, name)))
-        kinds = {name: check.rule(name, rule) for name, rule in moments._RULES.items() if name != "scalar"}
-        kinds["scalar"] = check.rule("scalar", _compiled(rules.scalar))
-        stack.enter_context(mock.patch.dict(moments._RULES, kinds))
+        yield
+
+
+def check_rules(program: Program, m: Moments, x: Any) -> Check:
+    """Check every equation of a program's two systems."""
+    check = Check()
+    kinds = {name: check.rule(name, rule) for name, rule in moments._RULES.items()}
+    kinds["scalar"] = check.rule("scalar", _compiled(rules.scalar))
+    with replaced(check.roads), mock.patch.dict(moments._RULES, kinds):
         leaves, inputs = program.leaves, tuple(array(a) for a in x)
         weights = array(np.asarray(parameter_weights(program, "multiplier-std", None)))
         check.where = "same"
@@ -268,6 +282,27 @@ def check_rules(program: Program, m: Moments, x: Any) -> Check:
         for check.where, x1, left, matched in (("cross", first, one, False), ("matched", inputs, known, True)):
             cross_stage(m, leaves, weights, x1, inputs, left, known, None, tangent=True, error=True, matched=matched)
     return check
+
+
+def kernels_off(program: Program, x: Any, kind: str, which: str) -> tuple[Any, Any]:
+    """Both kernels with their bounds where only values or slopes of one kind of expectation have any, and how far they
+    are off where these are."""
+    roads = Roads()
+    roads.known = ((kind, which),)
+    with replaced(roads), ExitStack() as stack:
+        for place, name, new in (
+            (evaluation, "tile_side", lambda m: 2),
+            (evaluation, "_alone", same_stage),
+            (evaluation, "_tile", inspect.unwrap(evaluation._tile)),
+            (evaluation, "check_functions", lambda *_, **__: None),
+            (evaluation, "check_expectations", lambda *_, **__: None),
+            (kernel, "batch", lambda structure, x, name: (array(x),)),
+        ):
+            stack.enter_context(mock.patch.object(place, name, new))
+        found = kernel.kernels(program, x, error=True)
+        roads.off[which] = 1.0
+        moved = kernel.kernels(program, x, error=True)
+    return found, tuple(np.abs(a - b) for a, b in zip(moved[:2], found[:2], strict=True))
 
 
 def _compiled(rule: Callable[..., Any]) -> Callable[..., Any]:

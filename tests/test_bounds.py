@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from eager import NUMPY
-from moved import ROUNDED, check_rules
+from moved import KINDS, ROUNDED, check_rules, kernels_off
 from zoo import data
 
 import tensorprog as tp
@@ -116,9 +116,9 @@ def everything(x: Any, a: Any) -> Any:
     s = tp.nonlin(jax.nn.relu, h) - 0.5 * tp.nonlin(jnp.tanh, h)
     c = tp.moment(lambda z: z * jnp.sin(z), h)
     m = tp.moment(lambda p, q, c: jnp.sin(p) * q + c, h, W @ s, scalars=(c,))
-    t = tp.scalar(lambda c, m: jnp.sqrt(1 + c * c) + m, c, m) * c
+    t = tp.scalar(lambda c, m: c * c * m, c, m) * c
     c = tp.moment(lambda z, t: jnp.sin(t * z), h, scalars=(t,))
-    g = W @ (tp.mix(tp.scalar(jax.nn.softmax, tp.inner(s, s)), s) / t - c)
+    g = W @ (tp.mix(tp.inner(s, s), s) * t - c)
     u = tp.nonlin(lambda z, k: jnp.tanh(z * k), g, scalars=(t,))
     v = tp.nonlin(lambda p, q, k: jnp.maximum(p, k * q), g, V @ u, scalars=(t,))
     r = tp.nonlin(lambda z: jnp.tanh(2 * z), W @ v)
@@ -136,3 +136,27 @@ def test_the_bound_of_every_rule_is_what_its_inputs_errors_change() -> None:
         assert {kind[0] for kind in check.seen if kind[1] == where} == kinds
     assert one_input | crossing == set(_RULES) - {"batch"}
     assert check.rounded >= {(name, "value") for name in ROUNDED} | {(name, "tangent") for name in ROUNDED[:3]}
+
+
+def chained(x: Any) -> Any:
+    """Expectations of every kind below others."""
+    n = tp.Width("n")
+    W, V = tp.weight("W", n, n), tp.weight("V", n, n)
+    h = tp.weight("U", n, x.features) @ x
+    s = tp.nonlin(jnp.tanh, h)
+    c = tp.moment(lambda z: z * jnp.sin(z), h) * tp.moment(lambda p, q: jnp.sin(p) * q, h, W @ s)
+    u = tp.nonlin(lambda p, q: jnp.maximum(p, 0.3 * q), W @ (s * c), V @ s)
+    return tp.weight("v", 1, n) @ tp.nonlin(jnp.tanh, W @ u)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bounds_reach_the_kernels(kind: str) -> None:
+    """What is off at one place of a program shows in the kernels' bounds, as much as it moves the kernels."""
+    program = tp.trace(chained, tp.Input(3))
+    x = np.abs(RNG.normal(size=(3, 3)))
+    for which in ("value", "slope") if kind in ("pair", "crossing") else ("value",):
+        found, off = kernels_off(program, x, kind, which)
+        for value, bound, own in zip(found[:2], found.error, off, strict=True):
+            rounding = 1e-13 * np.abs(value).max()
+            assert (own <= 1.001 * bound + rounding).all() and (bound <= 30 * own.max() + rounding).all()
+        assert own.max() > 1e3 * rounding
