@@ -10,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from eager import NUMPY
+from moved import KINDS, ROUNDED, check_rules, kernels_off
 from zoo import data
 
 import tensorprog as tp
 from tensorprog.interpret import rules
 from tensorprog.interpret.buffers import Alone, Buffer, Context, stated
+from tensorprog.interpret.moments import _RULES
 from tensorprog.interpret.plan import Group
+from tensorprog.interpret.system import moments, output_targets
 from tensorprog.kernel import _with_errors
 
 RNG = np.random.default_rng(0)
@@ -100,3 +103,60 @@ def test_estimated_kernels_that_are_not_finite_are_refused() -> None:
         _with_errors(program, kernel, nan, kernel, kernel, True)
     found = jax.jit(lambda k: _with_errors(program, kernel, k, kernel, nan, True))(nan)
     assert np.isinf(found.error.ntk).all() and np.isfinite(found.error.nngp).all()
+
+
+# ---- carried through every rule
+
+
+def everything(x: Any, a: Any) -> Any:
+    """Every kind of equation but that of batch norm, in every system that it is met in."""
+    n = tp.Width("n")
+    W, V = tp.weight("W", n, n), tp.weight("V", n, n)
+    h = tp.weight("U", n, x.features) @ tp.mix(a, x) + tp.bias("b", n, var=0.2, mean=0.3)
+    s = tp.nonlin(jax.nn.relu, h) - 0.5 * tp.nonlin(jnp.tanh, h)
+    c = tp.moment(lambda z: z * jnp.sin(z), h)
+    m = tp.moment(lambda p, q, c: jnp.sin(p) * q + c, h, W @ s, scalars=(c,))
+    t = tp.scalar(lambda c, m: c * c * m, c, m) * c
+    c = tp.moment(lambda z, t: jnp.sin(t * z), h, scalars=(t,))
+    g = W @ (tp.mix(tp.inner(s, s), s) * t - c)
+    u = tp.nonlin(lambda z, k: jnp.tanh(z * k), g, scalars=(t,))
+    v = tp.nonlin(lambda p, q, k: jnp.maximum(p, k * q), g, V @ u, scalars=(t,))
+    r = tp.nonlin(lambda z: jnp.tanh(2 * z), W @ v)
+    return tp.weight("v", 1, n) @ (r[0] + u[1] * c[0])
+
+
+def test_the_bound_of_every_rule_is_what_its_inputs_errors_change() -> None:
+    """Each input of each kind of equation moved by its error (`moved`)."""
+    program = tp.trace(everything, tp.Input(2, 3), tp.Data(2, 2))
+    x = tuple(np.abs(RNG.normal(size=(3, *i.shape))) for i in program.structure.inputs)
+    check = check_rules(program, moments(program.structure, output_targets(program.structure)), x)
+    one_input = {"linear", "scaled", "product", "leaf", "data", "scalar", "pair", "one", "mean", "joint"}
+    crossing = {"linear", "scaled", "product", "leaf", "import", "pair", "joint"}
+    for where, kinds in (("same", one_input), ("cross", crossing), ("matched", crossing)):
+        assert {kind[0] for kind in check.seen if kind[1] == where} == kinds
+    assert one_input | crossing == set(_RULES) - {"batch"}
+    assert check.rounded >= {(name, "value") for name in ROUNDED} | {(name, "tangent") for name in ROUNDED[:3]}
+
+
+def chained(x: Any) -> Any:
+    """Expectations of every kind below others."""
+    n = tp.Width("n")
+    W, V = tp.weight("W", n, n), tp.weight("V", n, n)
+    h = tp.weight("U", n, x.features) @ x
+    s = tp.nonlin(jnp.tanh, h)
+    c = tp.moment(lambda z: z * jnp.sin(z), h) * tp.moment(lambda p, q: jnp.sin(p) * q, h, W @ s)
+    u = tp.nonlin(lambda p, q: jnp.maximum(p, 0.3 * q), W @ (s * c), V @ s)
+    return tp.weight("v", 1, n) @ tp.nonlin(jnp.tanh, W @ u)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bounds_reach_the_kernels(kind: str) -> None:
+    """What is off at one place of a program shows in the kernels' bounds, as much as it moves the kernels."""
+    program = tp.trace(chained, tp.Input(3))
+    x = np.abs(RNG.normal(size=(3, 3)))
+    for which in ("value", "slope") if kind in ("pair", "crossing") else ("value",):
+        found, off = kernels_off(program, x, kind, which)
+        for value, bound, own in zip(found[:2], found.error, off, strict=True):
+            rounding = 1e-13 * np.abs(value).max()
+            assert (own <= 1.001 * bound + rounding).all() and (bound <= 30 * own.max() + rounding).all()
+        assert own.max() > 1e3 * rounding

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from functools import reduce
-from operator import add
+from itertools import permutations
+from operator import add, mul
 from typing import Any
 
 import jax
@@ -71,23 +72,30 @@ def _sum(cells: Any, coefs: Array, seeds: Any, context: Context, buffer: Buffer,
 
 def product(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
     cells = arrays["cells"]
-    count = cells.shape[1]
-    values = buffer.value[cells]
-    value = values.prod(1)
-    rest = [jnp.stack([values[:, j] for j in range(count) if j != k], 1).prod(1) for k in range(count)]
+    factors = range(cells.shape[1])
+    rows = [cells[:, k] for k in factors]
 
-    def derivative(of: Array | None) -> Array | None:
-        return None if of is None else sum((of[cells[:, k]] * rest[k] for k in range(count)), jnp.zeros_like(value))
+    def without(*left_out: int) -> Array:
+        """The product of the other factors."""
+        one = jnp.ones((len(cells), *buffer.value.shape[1:]), buffer.value.dtype)
+        return reduce(mul, (buffer.value[rows[k]] for k in factors if k not in left_out), one)
 
-    error = tangent_error = None
+    def moved(by: Array) -> Array:
+        """What the factors' changes make, one at a time."""
+        return reduce(add, (jnp.abs(by[rows[k]] * without(k)) for k in factors))
+
+    value = without()
+    tangent = error = tangent_error = None
+    epsilon = 4 * jnp.finfo(value.dtype).eps
     if buffer.error is not None:
-        error = sum((buffer.error[cells[:, k]] * jnp.abs(rest[k]) for k in range(count)), jnp.zeros_like(value))
-        if buffer.tangent_error is not None and buffer.tangent is not None:
-            relative = error / jnp.maximum(jnp.abs(value), jnp.finfo(value.dtype).tiny)
-            sizes = [buffer.tangent_error[cells[:, k]] * jnp.abs(rest[k]) for k in range(count)]
-            moving = [jnp.abs(buffer.tangent[cells[:, k]] * rest[k]) * relative for k in range(count)]
-            tangent_error = sum([*sizes, *moving], jnp.zeros_like(value))
-    return value, derivative(buffer.tangent), error, tangent_error
+        error = moved(buffer.error) + epsilon * jnp.abs(value)
+    if buffer.tangent is not None:
+        tangent = reduce(add, (buffer.tangent[rows[k]] * without(k) for k in factors))
+    if buffer.tangent is not None and buffer.tangent_error is not None and buffer.error is not None:
+        tangent_error = moved(buffer.tangent_error) + epsilon * moved(buffer.tangent)
+        for k, j in permutations(factors, 2):
+            tangent_error += jnp.abs(buffer.tangent[rows[k]] * buffer.error[rows[j]] * without(k, j))
+    return value, tangent, error, tangent_error
 
 
 def import_(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
