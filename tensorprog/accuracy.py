@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.errors import KernelWarning, located
-from tensorprog.functions.joint import Partial, disagreement
+from tensorprog.functions.crossing import crossing
+from tensorprog.functions.joint import Partial, joint
 from tensorprog.interpret.composite import Vectorial, remap
 from tensorprog.interpret.system import Moments, joint_equations
 from tensorprog.program import Program
@@ -26,8 +27,10 @@ from tensorprog.show import Printer
 
 ALLOWED, SLOPES = 1e-2, 1e-1
 """How far the rule may be off, relative to what it integrates: of functions, and of slopes, which may jump."""
-MOST = 16
-"""Covariances at which a function is looked at."""
+MOST, APART = 16, 2
+"""Covariances at which a function is looked at, and at how many of them also off the diagonal."""
+CORRELATIONS = (0.9, 0.999)
+"""Of pairs of inputs at which a function is looked at off the diagonal."""
 
 
 class _Found(NamedTuple):
@@ -102,7 +105,18 @@ def _met(program: Program, m: Moments, same: Any, cells: np.ndarray, numbers: np
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _off(fn: Vectorial, slopes: bool, cov: Any, numbers: Any) -> jax.Array:
-    """How far off E F² is at each covariance, and E (∂F)² for each slope."""
-    functions = [fn, *(Partial(fn, i) for i in range(cov.shape[-1]))] if slopes else [fn]
-    parts = [jax.lax.map(lambda at, f=f: disagreement(f, *at), (cov, numbers)) for f in functions]
-    return jnp.stack(parts)
+    """How far off E F² is at each covariance, relative to it, and E (∂F)² for each slope; at the first few also E F F̄
+    of inputs near each other."""
+    size = cov.shape[-1]
+    functions = [fn, *(Partial(fn, i) for i in range(size))] if slopes else [fn]
+    places = tuple(range(size))
+    blocks = jnp.pad(cov[:APART], ((0, 0), (0, 2 - size), (0, 2 - size)))
+    found = []
+    for f in functions:
+        squares, errors = jax.lax.map(lambda at, f=f: joint(f, f, *at), (cov, numbers))
+        for correlation in CORRELATIONS:
+            covs, own = (blocks, blocks, correlation * blocks), tuple(n[:APART] for n in numbers)
+            _, apart = jax.lax.map(lambda at, f=f: crossing((f, f), (places, places), size, *at), (covs, own))
+            errors = jnp.concatenate([jnp.maximum(errors[:APART], apart), errors[APART:]])
+        found.append(errors / jnp.where(squares > 0, squares, 1.0))
+    return jnp.stack(found)
