@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.functions.breaks import refuse_jumps
-from tensorprog.functions.grids import REACH, SAFETY, apart, chosen, mehler
+from tensorprog.functions.grids import REACH, SAFETY, apart, chosen, mehler, unseen
 from tensorprog.functions.joint import EDGE, OUTSIDE, Moved, Onto, Partial, Plain, matmul, motion, moves, spread
 
 Array = jax.Array
@@ -92,31 +92,38 @@ def _hermite(nodes: Array, weights: Array) -> Array:
     return jnp.stack(rows)
 
 
-def _coefficients(fn: Callable[..., Any], bounds: bool, cov: Array, given: Any) -> tuple[Array, Array, Array]:
-    """Of F at each covariance: complex coefficients (…, D, D) by degree and p, E F², and the coefficients' error."""
+def _coefficients(fn: Callable[..., Any], bounds: bool, cov: Array, given: Any) -> tuple[Array, Array, Array, Array]:
+    """Of F at each covariance: complex coefficients (…, D, D) by degree and p, E F², the coefficients' error, and the
+    root of what of E F² lies between the nodes."""
     lead = cov.shape[:-2]
     degree, index = np.indices((DEGREES, DEGREES))
     inside = index <= degree
     places = np.where(inside, index, 0), np.where(inside, degree - index, 0)
 
-    def at(item: Any) -> tuple[Array, Array, Array]:
+    def at(item: Any) -> tuple[Array, Array, Array, Array]:
         root, own = item
 
-        def on_grid(grid: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-            nodes, weights, _ = grid
+        def on_grid(grid: tuple[Array, Array, Array]) -> tuple[Array, ...]:
+            nodes, weights, step = grid
             samples = _samples(fn, root, own, (nodes, nodes), weights)
+            place = jnp.unravel_index(jnp.argmax(jnp.abs(samples)), samples.shape)
             table = _hermite(nodes, weights)
             by_axis = matmul(matmul(table, samples), table.T)
-            return jnp.where(inside, by_axis[places], 0.0), (samples**2).sum() + OUTSIDE * _outer(samples, nodes)
+            square = (samples**2).sum() + OUTSIDE * _outer(samples, nodes)
+            highest = nodes[jnp.stack(place)], (samples**2).max() / step**2
+            return jnp.where(inside, by_axis[places], 0.0), square, *highest
 
-        found, squares = jax.lax.map(on_grid, chosen(bounds, cov.dtype))
-        off = jnp.sqrt(((found - found[0]) ** 2).sum((-1, -2)).max())
-        return found[0], squares[0], SAFETY * off
+        found, squares, highest, seen = jax.lax.map(on_grid, chosen(bounds, cov.dtype))
+        off = SAFETY * jnp.sqrt(((found - found[0]) ** 2).sum((-1, -2)).max())
+        if not bounds:
+            return found[0], squares[0], off, jnp.zeros_like(off)
+        between = unseen(lambda z: fn(matmul(root, z), own) ** 2, highest[0], seen.max())
+        return found[0], squares[0] + between, off, jnp.sqrt(between)
 
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(lead) :]), (_root(cov), given))
-    fine, square, error = (x.reshape(*lead, *x.shape[1:]) for x in jax.lax.map(at, flat))
+    fine, *rest = (x.reshape(*lead, *x.shape[1:]) for x in jax.lax.map(at, flat))
     u = jnp.asarray(np.conj(_unitary()), jnp.result_type(cov.dtype, jnp.complex64))
-    return jnp.einsum("dpj,...dj->...dp", u, fine.astype(u.dtype)), square, error
+    return jnp.einsum("dpj,...dj->...dp", u, fine.astype(u.dtype)), *rest
 
 
 def _rotations(r: Array) -> tuple[Array, Array, Array, Array]:
@@ -163,7 +170,7 @@ def _crossing(functions: Any, bounds: bool, covs: Any, numbers: Any, held: Any) 
     rows = [jnp.broadcast_to(jnp.arange(x[1].size).reshape(x[1].shape), shape).reshape(-1) for x in sides]
     flat = lambda x: x.reshape(-1, *x.shape[a.ndim - 2 :])
     tables = [x[0].reshape(-1, DEGREES, DEGREES) for x in sides]
-    squares, off = ([x[k].reshape(-1)[i] for x, i in zip(sides, rows, strict=True)] for k in (1, 2))
+    squares, off, between = ([x[k].reshape(-1)[i] for x, i in zip(sides, rows, strict=True)] for k in (1, 2, 3))
     kept = [(jnp.abs(x) ** 2).sum((-1, -2))[i] for x, i in zip(tables, rows, strict=True)]
     eps = jnp.finfo(c.dtype).eps
     tails = [jnp.maximum(x - k, 0.0) + 8 * eps * x for x, k in zip(squares, kept, strict=True)]
@@ -184,6 +191,7 @@ def _crossing(functions: Any, bounds: bool, covs: Any, numbers: Any, held: Any) 
 
     enough = left_out <= _ACCEPTED[c.dtype.name] * size
     value, error = jax.lax.map(one, (*rows, angles, left_out, enough))
+    error = error + between[0] * jnp.sqrt(squares[1]) + between[1] * jnp.sqrt(squares[0])
     error = jnp.where(jnp.isfinite(value) & ~jnp.isnan(error), error, jnp.inf)
     return value.reshape(shape), error.reshape(shape)
 

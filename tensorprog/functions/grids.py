@@ -7,7 +7,9 @@ common with its own: what it does not resolve, they resolve otherwise, so that t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,8 @@ COARSER = ((1.1728, 0.3141), (1.3119, -0.2236), (1.4735, 0.1123))
 """Steps of the coarser grids, in steps of the finest, and how far they are off the symmetric place, in their own."""
 SAFETY = 2.0
 """The error in units of the largest distance between grids: kinks and jumps fall between nodes by chance."""
+CLIMBED, NARROW = 40, 1.5
+"""Steps towards a peak, and how far above all nodes one is that is too narrow for them."""
 _DIRECT = 0.7
 """Correlations below which Mehler's kernel is wide beside the step."""
 
@@ -49,6 +53,27 @@ def chosen(bounds: bool, dtype: jnp.dtype) -> tuple[Array, Array, Array]:
 def apart(found: Array) -> Array:
     """A bound of the finest grid's error, from what all of them found (grids, …)."""
     return SAFETY * jnp.abs(found - found[0]).max(0)
+
+
+def unseen(fn: Callable[[Array], Array], start: Array, seen: Array) -> Array:
+    """About how much of ∫ |fn| φ a narrow peak holds that lies between the nodes, where fn(z) rises from `start`.
+
+    `seen` is the largest |fn| φ at the nodes. A peak beyond that falls off within a step, or a node would see it.
+    """
+    size = len(start)
+    towards = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * size, indexing="ij"), -1).reshape(-1, size)
+    height = lambda z: jnp.nan_to_num(jnp.abs(fn(z)) * jnp.exp(-(z**2).sum() / 2) / (2 * np.pi) ** (size / 2), nan=0.0)
+
+    def climb(_: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        at, length = state
+        tried = at + length * jnp.asarray(towards, at.dtype)
+        best = tried[jnp.argmax(jax.vmap(height)(tried))]
+        return best, jnp.where((best == at).all(), length / 2, length)
+
+    places = jnp.stack([start, jnp.zeros_like(start)])
+    climbed = jax.vmap(lambda z: jax.lax.fori_loop(0, CLIMBED, climb, (z, jnp.asarray(STEP / 2, z.dtype)))[0])(places)
+    peak = jax.vmap(height)(climbed).max()
+    return jnp.where(peak > NARROW * seen, (4 * STEP) ** size * peak, 0.0)  # it may be longer than it is wide
 
 
 def mehler(correlation: Array, step: Array, nodes: Array) -> Array:

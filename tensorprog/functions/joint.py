@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.functions.breaks import refuse_jumps
-from tensorprog.functions.grids import REACH, apart, chosen
+from tensorprog.functions.grids import REACH, apart, chosen, unseen
 
 Array = jax.Array
 EDGE, OUTSIDE = 1.0, 50.0
@@ -115,20 +115,24 @@ def _expectation(h: Callable[..., Any], bounds: bool, cov: Array, numbers: Any, 
         values, vectors = jnp.linalg.eigh(matrix)
         root = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
 
-        def on_grid(grid: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            nodes, weights, _ = grid
+        at_node = lambda y: h(matmul(root, y), own)
+
+        def on_grid(grid: tuple[Array, Array, Array]) -> tuple[Array, ...]:
+            nodes, weights, step = grid
             z = jnp.stack(jnp.meshgrid(*[nodes] * size, indexing="ij"), -1)
             whole = weights if size == 1 else weights[:, None] * weights
-            along = lambda y: h(matmul(root, y), own)
+            along = at_node
             for _ in range(size):
                 along = jax.vmap(along)
             terms = jnp.where(whole > 0, whole * along(z), 0.0)
             sizes = jnp.abs(terms)
             outer = jnp.where((jnp.abs(z) > REACH - EDGE).any(-1), sizes, 0.0).sum()
-            return terms.sum(), sizes.sum(), outer
+            highest = z.reshape(-1, size)[jnp.argmax(sizes)]
+            return terms.sum(), sizes.sum(), outer, highest, sizes.max() / step**size
 
-        found, sizes, outer = jax.lax.map(on_grid, chosen(bounds, cov.dtype))
-        return found[0], apart(found) + OUTSIDE * outer[0] + 64 * jnp.finfo(cov.dtype).eps * sizes[0]
+        found, sizes, outer, highest, seen = jax.lax.map(on_grid, chosen(bounds, cov.dtype))
+        error = apart(found) + OUTSIDE * outer[0] + 64 * jnp.finfo(cov.dtype).eps * sizes[0]
+        return found[0], error + unseen(at_node, highest[0], seen.max()) if bounds else error
 
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(lead) :]), (cov, given))
     value, error = (x.reshape(lead) for x in jax.lax.map(one, flat, batch_size=min(8, flat[0].shape[0])))

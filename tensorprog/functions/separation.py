@@ -9,7 +9,7 @@ operands read; a function with a derivative rule of its own is never looked into
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial, reduce
 from typing import Any, NamedTuple
 
@@ -41,6 +41,8 @@ class _Node:
     reads: frozenset[Weights] = frozenset()
     named: Callable[..., Any] | None = None
     """The function of the table that this is, of a form alone."""
+    number: Any = None
+    """What a number of the function's text is."""
 
     def value(self, known: dict[int, Any]) -> Any:
         if id(self) not in known:
@@ -114,11 +116,14 @@ class _Trace:
         known.update((var, ((_constant(c),),)) for var, c in zip(jaxpr.constvars, consts, strict=True))
 
         def read(atom: Any) -> _Value:
-            return ((_constant(atom.val),),) if hasattr(atom, "val") else known[atom]
+            if not hasattr(atom, "val"):
+                return known[atom]
+            return ((_Node(lambda: atom.val, (), number=atom.val),),)
 
         for equation in jaxpr.eqns:
-            literals = [getattr(atom, "val", None) for atom in equation.invars]
-            found = self.rule(jaxpr, equation, [read(atom) for atom in equation.invars], literals)
+            own = [read(atom) for atom in equation.invars]
+            literals = [_number(v) for v in own]
+            found = self.rule(jaxpr, equation, own, literals)
             known.update(zip(equation.outvars, found, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
@@ -153,7 +158,9 @@ class _Trace:
         results = _node(bind, *args)
         plain = len(args) == 1 and any(args[0] is form for form in self.forms.values())
         named = _NAMED.get(_called(equation) or equation.primitive.name) if plain else None
-        return [((_node(lambda x, i=i: x[i], results, named=named),),) for i in range(len(equation.outvars))]
+        number = args[0].number if equation.primitive.name in _CASTS else None
+        parts = (_node(lambda x, i=i: x[i], results, named=named) for i in range(len(equation.outvars)))
+        return [((replace(part, number=number),),) for part in parts]
 
     def affine(self, name: str, own: list[_Value], reads: list[Any], literals: list[Any]) -> _Value | None:
         """Sums, and products with numbers of the function's text, stay affine."""
@@ -238,6 +245,12 @@ class _Trace:
         if name == "cos":
             return tuple((cos, *t) for t in inner["cos"]) + tuple((minus, sin, *t) for t in inner["sin"])
         return tuple((sin, *t) for t in inner["cos"]) + tuple((cos, *t) for t in inner["sin"])
+
+
+def _number(value: _Value) -> Any:
+    """What a value is that is no more than a number of the text."""
+    alone = not isinstance(value, _Affine) and len(value) == 1 and len(value[0]) == 1
+    return value[0][0].number if alone else None
 
 
 def _called(equation: Any) -> str | None:
