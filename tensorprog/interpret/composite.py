@@ -105,16 +105,17 @@ def multiply(parts: Sequence[Expr]) -> Expr | None:
     return reduce(lambda a, b: Call(MULTIPLY, (a, b)), parts) if parts else None
 
 
-def expanded(expr: Expr) -> list[Expr]:
-    """An expression as a sum of products, as few as its own sums and products make; they add up to it."""
+def expanded(expr: Expr, most: int) -> list[Expr]:
+    """An expression as a sum of at most so many products, by its own sums and products; else as it is."""
     match expr:
         case Call(fn=fn, args=(left, right)) if fn == MULTIPLY:
-            return [Call(MULTIPLY, (a, b)) for a in expanded(left) for b in expanded(right)]
+            found = [Call(MULTIPLY, (a, b)) for a in expanded(left, most) for b in expanded(right, most)]
         case Sum(terms=terms, constants=constants) if slots(expr) and len(terms) > 1:
             scaled = [e if v is None else Call(MULTIPLY, (v, e)) for v, e in terms]
-            return [t for e in scaled for t in expanded(e)] + list(constants)
+            found = [*(t for e in scaled for t in expanded(e, most)), *constants]
         case _:
-            return [expr]
+            found = [expr]
+    return found if len(found) <= most else [expr]
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Side:
 
     def products(self) -> list[Side]:
         """The side as a sum of products, each of the Gaussians that it reads."""
-        parts = expanded(self.composite.expr)
+        parts = expanded(self.composite.expr, MOST)
         if len(parts) == 1 or not all(map(slots, parts)):
             return [self]
         return [self.alone(part) for part in parts]
