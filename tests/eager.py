@@ -222,20 +222,22 @@ def _expected(road: Callable[..., Any], count: int) -> Callable[..., Any]:
     return compiled
 
 
-_several = jax.jit(lambda road, functions, cov, numbers: road(*functions, cov, numbers), static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _several(road: Any, functions: Any, bounds: bool, cov: Any, numbers: Any) -> Any:
+    return road(*functions, cov, numbers, bounds=bounds)
 
 
 def _several_expected(road: Callable[..., Any], count: int) -> Callable[..., Any]:
     """The same for expectations over several Gaussians, whose covariances are matrices."""
 
-    def compiled(*given: Any) -> Any:
+    def compiled(*given: Any, bounds: bool) -> Any:
         functions, (covs, numbers) = given[:count], given[count:]
         leaves, tree = jax.tree.flatten(covs)
         shape = np.broadcast_shapes(*(a.shape[:-2] for a in leaves))
         flat = [np.broadcast_to(a, (*shape, *a.shape[-2:])).reshape(-1, *a.shape[-2:]) for a in leaves]
         padded = [np.pad(a, ((0, -len(a) % FEW), (0, 0), (0, 0)), mode="edge") for a in flat]
         blocks = zip(*(a.reshape(-1, FEW, *a.shape[1:]) for a in padded))
-        return _joined([_several(road, functions, tree.unflatten(b), tuple(numbers)) for b in blocks], shape)
+        return _joined([_several(road, functions, bounds, tree.unflatten(b), tuple(numbers)) for b in blocks], shape)
 
     return compiled
 
