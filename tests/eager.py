@@ -290,6 +290,7 @@ def _on_numpy() -> list[tuple[Any, str, Any]]:
         *((module, "jax", _Jax()) for module in uses_jax),
         (integrals, "mapped", _map),
         (joints, "mapped", _map),
+        (batch, "mapped", _map),
         (moments, "whole", lambda always, fn, operand, like: fn(operand)),
     ]
 

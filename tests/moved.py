@@ -23,7 +23,7 @@ from eager import array, rules_on_numpy
 
 from tensorprog import evaluation, kernel
 from tensorprog.functions import base
-from tensorprog.interpret import joints, moments, rules
+from tensorprog.interpret import batch, joints, moments, rules
 from tensorprog.interpret.buffers import Alone, Buffer, Context
 from tensorprog.interpret.system import Moments, cross_stage, parameter_weights, same_stage
 from tensorprog.program import Program
@@ -44,11 +44,11 @@ class Roads:
 
     def __init__(self) -> None:
         self.off = {"value": 0.0, "slope": 0.0}
-        self.known = tuple(product(KINDS, self.off))
+        self.known = tuple(product((*KINDS, "batch"), self.off))
 
     def road(self, kind: str, which: str, *arguments: Any) -> tuple[Any, Any]:
         """Something that depends on every argument, and what it may be off by."""
-        first, second = {"value": (1.0, 0.7), "slope": (-0.6, 1.1)}[which]
+        first, second = {"value": (-1.0, 0.7), "slope": (-0.6, 1.1)}[which]
         terms = [(first, second)[k % 2] * (k + 1.0) * a * (1 + 0.3 * a) for k, a in enumerate(arguments)]
         bound = OFF * ((kind, which) in self.known) * (0.3 + 0.1 * sum(abs(a) for a in arguments))
         return array(sum(terms) + self.off[which] * bound), array(bound)
@@ -92,6 +92,38 @@ class Roads:
 
     def crossing(self, functions: Any, slots: Any, count: int, covs: Any, numbers: Any) -> Any:
         return self.several("crossing", functions[0], covs, numbers)
+
+    # ---- batch norm: variances count as they are, covariances with turns of sign, those between the sides with both
+
+    reaches = 3.0
+
+    def blocks(self, left: Any, right: Any, cov: Any, tangent: Any = None) -> Any:
+        def total(x: Any, between: bool) -> Any:
+            i, j = np.indices(x.shape[-2:])
+            return (x * ((i == j) + (-1.0) ** (i + j) * (between | (i != j)))).sum((-2, -1), keepdims=True)
+
+        size = np.linspace(0.5, 1.0, cov.shape[-1] * cov.shape[-2]).reshape(cov.shape[-2:])
+        sums = (total(left, False), total(right, False), total(cov, True))
+        if tangent is None:
+            return self.road("batch", "value", *(s * size for s in sums))
+        value, bound = self.road("batch", "slope", *(0.02 * s * size for s in sums))
+        value = value - self.off["slope"] * bound
+        return (0.2 + 0.1 * value) * tangent.sum((-2, -1), keepdims=True) + self.off["slope"] * bound, bound
+
+    def same_error(self, left: Any, phi: Any, psi: Any) -> Any:
+        return self.blocks(left, left, left)
+
+    def same_tangent_error(self, left: Any, tangent: Any, phi: Any, psi: Any) -> Any:
+        return self.blocks(left, left, left, tangent)
+
+    def cross_error(self, left: Any, right: Any, cov: Any, phi: Any, psi: Any) -> Any:
+        return self.blocks(left, right, cov)
+
+    def cross_tangent_error(self, left: Any, right: Any, cov: Any, tangent: Any, phi: Any, psi: Any) -> Any:
+        return self.blocks(left, right, cov, tangent)
+
+    def reach(self, left: Any, phi: Any) -> Any:
+        return array(np.full(left.shape[:-2], self.reaches))
 
 
 @dataclass(frozen=True)
@@ -159,7 +191,7 @@ class Check:
 
             own = group.form[-1] if name in OWN_NUMBERS else ()
             kind = (name, self.where, group.uniform, group.tables is None, own)
-            if kind not in self.seen:
+            if kind not in self.seen or name in ("linear", "scaled"):  # whose coefficients differ in sign
                 self.seen.add(kind)
                 self.moved(place, rule, group, arrays, context, state)
             return rule(group, arrays, context, buffer)
@@ -200,6 +232,8 @@ class Check:
 
         made = lambda kind, like: None if like is None else kind(like.shape)
         own = Buffer(*(made(k, a) for k, a in zip((numbers, numbers, errors, errors), _fields(buffer), strict=True)))
+        if own.tangent is not None:  # as they are in the first layer
+            own.tangent[self.rng.random(own.tangent.shape) < 0.3] = 0.0
         for of, row, number in ((a, r, n) for a in _fields(own) if a is not None for r, n in ((0, 0.0), (1, 1.0))):
             of[row] = number if of is own.value else 0.0
         alone = lambda known: known and Alone(numbers(known.value.shape), errors(known.value.shape), [])
@@ -265,6 +299,7 @@ def replaced(roads: Roads) -> Iterator[None]:
         for module, own in ((base, one), (joints, several)):
             for name in own:
                 stack.enter_context(mock.patch.object(module, name, getattr(roads, name)))
+        stack.enter_context(mock.patch.object(batch, "batchnorm", roads))
         yield
 
 
