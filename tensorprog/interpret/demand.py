@@ -87,7 +87,16 @@ class Demand:
         function = [self.linear.nonlinear(w) for w in (u, v)]
         if not (all(gaussian) or (any(gaussian) and any(function))):
             return cells
-        parts = [whole(cells)]
+        table = system.table(("second", u, v), (self.linear.size(u), self.linear.size(v)))
+        missing = np.unique(np.stack([pu, pv])[:, table[pu, pv] < 0], axis=1)
+        if missing.shape[1]:
+            self.add_means(system, table, u, v, missing[0], missing[1])
+        return table[pu, pv]
+
+    def add_means(self, system: System, table: Array, u: int, v: int, pu: Array, pv: Array) -> None:
+        """Emit the equations of second moments that are not there yet; where no mean is added they are the moments."""
+        parts = [whole(self.moment(system, u, v, pu, pv))]
+        gaussian = [self.linear.gaussian(w) for w in (u, v)]
         if not any(self.linear.moving(w) for w in (u, v)):
             c = self.linear.constant(u, pu[:, None]) if gaussian[0] else []
             d = self.linear.constant(v, pv[:, None]) if gaussian[1] else []
@@ -100,14 +109,14 @@ class Demand:
         else:
             left = self.imported(system, "left", self.mean(u, pu))
             parts.append(whole(left, self.mean(v, pv)))
-        if len(parts) == 1:
-            return cells
         terms = joined(parts, len(pu))
-        if not terms[0].shape[1]:
-            return np.full(len(pu), ZERO)
-        out = system.new("second", u, v, pu, pv)
-        system.emit(linear_equation(out, terms, "right"), self.key(system, u, v))
-        return out
+        real = (terms[0] != ZERO) & (terms[1] != 0) & (terms[3] != ZERO)
+        table[pu, pv] = self.moment(system, u, v, pu, pv)
+        added = real.sum(1) > (table[pu, pv] != ZERO)
+        if added.any():
+            out = system.new("second", u, v, pu[added], pv[added])
+            table[pu[added], pv[added]] = out
+            system.emit(linear_equation(out, tuple(t[added] for t in terms), "right"), self.key(system, u, v))
 
     def one_sided(self, system: System, u: int, v: int, pu: Array, pv: Array, *, centred: bool) -> Terms:
         """The moment of a vector whose terms scalars multiply, u where it is one, else v, with the other left whole.
