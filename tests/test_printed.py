@@ -1,4 +1,4 @@
-"""A recursion's text read back: one name a cell, one line a name, and every line holds with the values that go by it."""
+"""A recursion's text read back: one name a cell, one line a name, and every line holds with the values of its names."""
 
 from __future__ import annotations
 
@@ -195,9 +195,8 @@ def read_twice(norm: Any, x: Any) -> Any:
     return tp.weight("v", 1, N) @ (s + t)
 
 
-def shifted(x: Any) -> Any:
+def shifted(g: Any) -> Any:
     """Its second moment is more than its covariance, and both are read."""
-    g = tp.weight("U", N, 5) @ x
     return layer_norm(g) + 0.5 * g + 0.7
 
 
