@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from tensorprog import tiles
 from tensorprog.batch import batch, random_key, require_program
 from tensorprog.decomposition import backward_kernels
 from tensorprog.errors import bad_argument
@@ -272,23 +274,26 @@ def _backward(
 ) -> tuple[list[Kernels], bool]:
     """Both kernels and their standard errors from the moments of the backward program, all inputs together."""
     structure = require_program(program, "ntk").structure
-    first, second = _data(structure, x1, x2)
-    n1 = first[0].shape[0] if first else 1
-    joined = first if second is None else tuple(jnp.concatenate(pair) for pair in zip(first, second, strict=True))
-    columns = slice(0, n1) if second is None else slice(n1, None)
+    joined, rows, columns = tiles.distinct(*_data(structure, x1, x2))
     options = Options(SAMPLES if samples is None else samples, key)
     weights = parameter_weights(program, convention, widths)
     found = []
     for output in structure.outputs:
         whole = backward_kernels(program, output, joined, weights, options)
-        found.append(_with_errors(program, *(k[:n1, columns] if first else k[0, 0] for k in whole), error))
+        found.append(_with_errors(program, *(k[rows][:, columns] if joined else k[0, 0] for k in whole), error))
     return found, structure.single
 
 
 def _data(structure: Structure, x1: Any, x2: Any) -> tuple[tuple[Array, ...], tuple[Array, ...] | None]:
+    """Both batches in one dtype; None for a second one that is the first, as one array or in all its numbers."""
     first = batch(structure, x1, "x1")
-    if x2 is None:
+    if x2 is None or (x2 is x1 and first):
         return first, None
     second = batch(structure, x2, "x2")
     dtype = jnp.result_type(*first, *second)
-    return tuple(a.astype(dtype) for a in first), tuple(a.astype(dtype) for a in second)
+    one, two = (tuple(a.astype(dtype) for a in x) for x in (first, second))
+    return one, None if first and all(map(_same, one, two)) else two
+
+
+def _same(one: Array, two: Array) -> bool:
+    return one is two or (is_concrete(one) and is_concrete(two) and np.array_equal(one, two))

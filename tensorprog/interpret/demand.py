@@ -9,6 +9,7 @@ of single sites never builds all pairs, and pooling does.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import assert_never
 
 import numpy as np
@@ -19,7 +20,7 @@ from tensorprog.interpret.equations import UNIT, ZERO, Array, BatchEq, ImportEq,
 from tensorprog.interpret.expectations import Side, expectation_cells
 from tensorprog.interpret.linear import Ids, Linear, Term, elementwise
 from tensorprog.interpret.scalars import Scalars, scaled_form
-from tensorprog.interpret.terms import Terms, joined, linear_equation, whole
+from tensorprog.interpret.terms import Terms, joined, linear_equation, outer, whole
 from tensorprog.ir import (
     BiasVector,
     Coef,
@@ -43,6 +44,7 @@ class Demand:
         self.linear = Linear(structure)
         self.same, self.cross = System("same"), System("cross")
         self.seeds = Seeds(self.linear)
+        self.outer = partial(outer, self.linear.monomials)
         self.functions: dict[int, list[tuple[Array, Composite]]] = {}
         self.imports: dict[tuple[str, int], int] = {}
         self.scalars = Scalars(self)
@@ -100,7 +102,16 @@ class Demand:
         function = [self.linear.nonlinear(w) for w in (u, v)]
         if not (all(gaussian) or (any(gaussian) and any(function))):
             return cells
-        parts = [whole(cells)]
+        table = system.table(("second", u, v), (self.linear.size(u), self.linear.size(v)))
+        missing = np.unique(np.stack([pu, pv])[:, table[pu, pv] < 0], axis=1)
+        if missing.shape[1]:
+            self.add_means(system, table, u, v, missing[0], missing[1])
+        return table[pu, pv]
+
+    def add_means(self, system: System, table: Array, u: int, v: int, pu: Array, pv: Array) -> None:
+        """Emit the equations of second moments that are not there yet; where no mean is added they are the moments."""
+        parts = [whole(self.moment(system, u, v, pu, pv))]
+        gaussian = [self.linear.gaussian(w) for w in (u, v)]
         if not any(self.linear.moving(w) for w in (u, v)):
             c = self.linear.constant(u, pu[:, None]) if gaussian[0] else []
             d = self.linear.constant(v, pv[:, None]) if gaussian[1] else []
@@ -109,18 +120,18 @@ class Demand:
             for constants, w, sites, side in ((d, u, pu, "left"), (c, v, pv, "right")):
                 if constants and not self.linear.gaussian(w):
                     means = self.imported(system, side, self.mean(w, sites))
-                    parts += [self.outer(means[:, None], 1, constant, len(pu)) for constant in constants]
+                    parts += [self.outer(means[:, None], 1, constant) for constant in constants]
         else:
             left = self.imported(system, "left", self.mean(u, pu))
             parts.append(whole(left, self.mean(v, pv)))
-        if len(parts) == 1:
-            return cells
         terms = joined(parts, len(pu))
-        if not terms[0].shape[1]:
-            return np.full(len(pu), ZERO)
-        out = system.new("second", u, v, pu, pv)
-        system.emit(linear_equation(out, terms, "right"), self.key(system, u, v))
-        return out
+        real = (terms[0] != ZERO) & (terms[1] != 0) & (terms[3] != ZERO)
+        table[pu, pv] = self.moment(system, u, v, pu, pv)
+        added = real.sum(1) > (table[pu, pv] != ZERO)
+        if added.any():
+            out = system.new("second", u, v, pu[added], pv[added])
+            table[pu[added], pv[added]] = out
+            system.emit(linear_equation(out, tuple(t[added] for t in terms), "right"), self.key(system, u, v))
 
     def one_sided(self, system: System, u: int, v: int, pu: Array, pv: Array, *, centred: bool) -> Terms:
         """The moment of a vector whose terms scalars multiply, u where it is one, else v, with the other left whole.
@@ -170,20 +181,12 @@ class Demand:
                 if constants and not self.linear.gaussian(term.atom):
                     means = self.imported(system, side, self.mean(term.atom, term.sites.reshape(-1)))
                     for constant in constants:
-                        parts.append(self.outer(means.reshape(term.sites.shape), term.coef, constant, count))
+                        parts.append(self.outer(means.reshape(term.sites.shape), term.coef, constant))
         for a in c:
             for b in d:
                 unit = np.full((count, np.shape(a)[1] if np.ndim(a) else 1), UNIT)
-                parts.append(self.outer(unit, a, b, count))
+                parts.append(self.outer(unit, a, b))
         return parts
-
-    def outer(self, cells: Array, a: Ids, b: Ids, count: int) -> Terms:
-        """Cells (P, r) with coefficients a (P, r) times b (P, r′): terms (P, r·r′)."""
-        a = np.broadcast_to(a, cells.shape)
-        b = np.broadcast_to(b, (count, np.shape(b)[1] if np.ndim(b) else 1))
-        coefs = self.linear.monomials.times(a[:, :, None], b[:, None, :]).reshape(count, -1)
-        wide = np.repeat(cells[:, :, None], b.shape[1], axis=2).reshape(count, -1)
-        return wide, coefs, np.zeros_like(coefs), np.full_like(wide, UNIT)
 
     def pair(self, system: System, a: Term, b: Term) -> Terms:
         """The moment of two terms of linear forms, all pairs of their summed sites."""
@@ -238,7 +241,7 @@ class Demand:
             minus = self.linear.monomials.add(-1.0, ())
             for constant in self.linear.constant(other, at[:, None]):
                 means = self.imported(system, side, self.mean(one, sites))
-                parts.append(self.outer(means[:, None], minus, constant, len(pu)))
+                parts.append(self.outer(means[:, None], minus, constant))
         return joined(parts, len(pu)) if len(parts) > 1 else parts[0]
 
     def opened(self, system: System, u: int, v: int, pu: Array, pv: Array) -> Terms | None:
@@ -361,9 +364,9 @@ class Demand:
         for term in self.linear.form(u, sites[:, None]):
             if not self.linear.gaussian(term.atom):
                 means = self.mean(term.atom, term.sites.reshape(-1)).reshape(term.sites.shape)
-                parts.append(self.outer(means, term.coef, 1, len(sites)))
+                parts.append(self.outer(means, term.coef, 1))
         for constant in self.linear.constant(u, sites[:, None]):
-            parts.append(self.outer(np.full((len(sites), 1), UNIT), 1, constant, len(sites)))
+            parts.append(self.outer(np.full((len(sites), 1), UNIT), 1, constant))
         return joined(parts, len(sites))
 
     def half(self, composite: Composite, at: Array, u: int, sites: Array) -> Array:

@@ -73,6 +73,8 @@ class Writer:
         linear = self.m.demand.linear
         known = position < len(linear.structure.names)
         plain = self.printer.expression(position) if known else f"z{position}"
+        if not known and plain in linear.structure.names:
+            plain = f"{plain}_"
         named = re.sub(r"(?<=[A-Za-z])(\d+)", rf"⟦{side}\1⟧", plain)
         sites = linear.sites(position)
         return named + self.site(site, sites, side) if sites else named
@@ -90,8 +92,9 @@ class Writer:
         sites = structure.inputs[index].sites
         return name + self.site(site, sites, side) if sites else name
 
-    def cell(self, cell: int, letter: str = "C") -> str:
-        """A cell's name: C(g1), C(g1, g2), ⟨x, x̄⟩/16, …; a factor of a product has none, and is written out."""
+    def cell(self, cell: int, target: Target | None = None) -> str:
+        """A cell's name: C(g1), C(g1, g2), M(g1) for a second moment that is more than the covariance, ⟨x, x̄⟩/16, …;
+        with a target that of its derivative. A factor of a product has none, and is written out."""
         if cell in (ZERO, UNIT):
             return str(cell)
         kind, u, v, p, q = self.system.owners[cell]
@@ -107,6 +110,9 @@ class Writer:
             case "part":
                 return self.rhs(cell)[0]
             case _:
+                letter = "M" if kind == "second" else "C"
+                if target is not None:
+                    letter = target.name("DM" if kind == "second" else "D")
                 return f"{letter}({self.vector(u, p, 'L')}, {self.vector(v, q, 'R')})"
 
     def at(self, position: int, site: int, side: str) -> str:
@@ -328,7 +334,7 @@ class Writer:
         if cell in self.products:
             rest, whole = self.products[cell]
             return times(rest, self.above(whole, target))
-        return self.cell(cell, target.name("D"))
+        return self.cell(cell, target)
 
     def backward(self) -> list[Line]:
         """The D lines of each target, from the output down: the derivatives of the target in each cross moment."""
@@ -344,7 +350,7 @@ class Writer:
                     found[cell].append((coef, times(factor, above) or "1"))
             for cell in sorted(reached, key=lambda c: (-self.order[c][0], self.order[c][1])):
                 if self.system.owners[cell][0] in _PROPER and cell not in self.elided:
-                    lines.append(Line(self.cell(cell, target.name("D")), self.combination(found[cell])))
+                    lines.append(Line(self.cell(cell, target), self.combination(found[cell])))
         return lines
 
     # ---- kernels

@@ -141,10 +141,11 @@ def integrated(structure: Structure, targets: Targets) -> bool:
 def _complete(demand: Demand) -> bool:
     """Ask for all pairs of sites of every crossing moment that there is; whether there were new ones."""
     before = len(demand.cross.owners)
-    for key in [k for k in demand.cross.tables if k[0] == "moment"]:
-        _, u, v = key
+    asked = {"moment": demand.moment, "second": demand.second_moment}
+    for key in [k for k in demand.cross.tables if k[0] in asked]:
+        kind, u, v = key
         pu, pv = (p.reshape(-1) for p in np.indices((demand.linear.size(u), demand.linear.size(v))))
-        demand.moment(demand.cross, u, v, pu, pv)
+        asked[kind](demand.cross, u, v, pu, pv)
     return len(demand.cross.owners) > before
 
 
