@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.functions.breaks import refuse_jumps
+from tensorprog.functions.ruled import pushforward
 
 Array = jax.Array
 EVEN, COARSER = 360, 3
@@ -95,7 +96,7 @@ class Partial:
 
     def __call__(self, z: Array, numbers: tuple[Array, ...]) -> Array:
         direction = jnp.zeros_like(z).at[self.slot].set(1.0)
-        return jax.jvp(lambda y: self.fn(y, numbers), (z,), (direction,))[1]
+        return pushforward(lambda y: self.fn(y, numbers), (z,), (direction,))[1]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, assert_never
 import numpy as np
 
 from tensorprog.errors import NotIntegrated
-from tensorprog.functions.base import IDENTITY, ONE, Elementwise, elementwise, product, shifted
+from tensorprog.functions.base import IDENTITY, ONE, Elementwise, elementwise, of_function, product, shifted
 from tensorprog.functions.frozen import Function, freeze
 from tensorprog.interpret.linear import Ids, Linear
 from tensorprog.ir import Coef, Gather, LinComb, Moment, Nonlin, Sites, SiteSum
@@ -163,7 +163,7 @@ def unary(expr: Expr | None, count: int) -> tuple[Elementwise, tuple[int, ...]]:
             return product(phi, psi), first + second
         case _:
             moved = Tree(_renumbered(expr), 1)
-            return Elementwise(moved, count, None, text(expr)), tuple(range(count))
+            return of_function(moved, ((),) * count, text(expr)), tuple(range(count))
 
 
 def _renumbered(expr: Expr) -> Expr:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tensorprog.functions.ruled import Bare
 from tensorprog.interpret.buffers import Array, Buffer, Context, Result, one_input
 from tensorprog.interpret.plan import Group
 
@@ -141,7 +142,7 @@ def scalar(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffe
     value = jax.vmap(inputs)(values, numbers)
     error = None
     if buffer.error is not None:
-        slopes = jax.vmap(jax.vmap(jax.jacfwd(call), in_axes=(1, None), out_axes=2))(values, numbers)
+        slopes = jax.vmap(jax.vmap(jax.jacfwd(Bare(call)), in_axes=(1, None), out_axes=2))(values, numbers)
         moved = jnp.einsum("qmkn,qkn->qmn", jnp.abs(slopes), buffer.error[cells])
         error = (moved + 16 * jnp.finfo(value.dtype).eps * jnp.abs(value)).reshape(-1, value.shape[-1])
     return value.reshape(-1, value.shape[-1]), None, error, None
