@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 from tensorprog.empirical.arguments import partition
 from tensorprog.errors import bad_argument
-from tensorprog.functions.ruled import pushforward
+from tensorprog.functions.jaxprs import pushforward
 from tensorprog.interpret.finite import apply
 from tensorprog.program import Program
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from tensorprog.functions.ruled import pushforward
+from tensorprog.functions.jaxprs import pushforward
 
 Sizes = tuple[int, int, int]  # outputs kept on both sides; alike on both sides; alike, and summed
 Outputs = Callable[[list[Array], PyTree], Array]  # (theta, one example) -> (K, E, T)

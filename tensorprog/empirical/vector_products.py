@@ -23,7 +23,7 @@ from tensorprog.empirical.arguments import (
 from tensorprog.empirical.blocks import examples, length
 from tensorprog.empirical.contraction import directed
 from tensorprog.empirical.programs import data_of, each_output, learning_rates
-from tensorprog.functions.ruled import pushforward
+from tensorprog.functions.jaxprs import pushforward
 from tensorprog.program import Program
 
 #: Examples that go through the network at a time, where `batch_size` does not say otherwise.

@@ -269,6 +269,12 @@ def diverges(phi: Elementwise, a: Any, numbers: Numbers = ()) -> Array:
     return general.diverges(phi.fn, a, numbers)
 
 
+def crowded(phi: Elementwise, a: Any, numbers: Numbers = ()) -> Array:
+    """Where phi has more jumps than integrals are split at within reach of u ~ N(0, a)."""
+    a, _, _, numbers, _ = _cast(a, a, a, numbers, ())
+    return jnp.zeros(a.shape, bool) if phi.form is not None else general.crowded(phi.fn, a, numbers)
+
+
 def polynomially_bounded(phi: Elementwise) -> bool | None:
     """Whether |phi(x)| <= C |x|^p + c; None where the table does not know."""
     return None if phi.form is None else phi.form.polynomially_bounded

@@ -1,14 +1,17 @@
-"""What JAX has traced of a function, looked through and run again. The one file that uses `jax.extend`."""
+"""What JAX has traced of a function, looked through and run again; forward mode of functions that have none.
+
+The one file that uses `jax.extend`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-__all__ = ["ClosedJaxpr", "Jaxpr", "Literal", "equations", "inner", "plain"]
+__all__ = ["ClosedJaxpr", "Jaxpr", "Literal", "closed", "equations", "inner", "plain", "pushforward"]
 
 CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2", "xla_call"}
 """Equations that are their bodies, without rules of their own."""
@@ -41,3 +44,14 @@ def equations(jaxpr: Jaxpr) -> Iterator[tuple[Jaxpr, Any]]:
         yield jaxpr, equation
         for body in inner(equation):
             yield from equations(body.jaxpr)
+
+
+def pushforward(fn: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+    """`jax.jvp`, also of functions that have reverse mode alone: the transpose of their reverse pass."""
+    try:
+        return jax.jvp(fn, tuple(primals), tuple(tangents))
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+    value, pull = jax.vjp(fn, *primals)
+    return value, jax.linear_transpose(pull, value)(tuple(tangents))[0]

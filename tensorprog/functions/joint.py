@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.functions.breaks import refuse_jumps
-from tensorprog.functions.ruled import pushforward
+from tensorprog.functions.jaxprs import pushforward
 
 Array = jax.Array
 EVEN, COARSER = 360, 3

@@ -49,17 +49,6 @@ class Rule:
         return jax.grad(lambda at: jnp.asarray(self.fn(at, *numbers)).astype(jnp.result_type(z)))(z)
 
 
-def pushforward(fn: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
-    """`jax.jvp`, also of functions that have reverse mode alone: the transpose of their reverse pass."""
-    try:
-        return jax.jvp(fn, tuple(primals), tuple(tangents))
-    except TypeError as error:
-        if "custom_vjp" not in str(error):
-            raise
-    value, pull = jax.vjp(fn, *primals)
-    return value, jax.linear_transpose(pull, value)(tuple(tangents))[0]
-
-
 def _run(body: ClosedJaxpr, values: Sequence[Any]) -> list[Any]:
     """The outputs of a jaxpr, its rules left out."""
     jaxpr = body.jaxpr

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.functions.frozen import Function
-from tensorprog.functions.ruled import pushforward
+from tensorprog.functions.jaxprs import pushforward
 from tensorprog.interpret.spaces import HIGHEST
 from tensorprog.ir import (
     BiasVector,

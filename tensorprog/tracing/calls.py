@@ -15,7 +15,7 @@ from tensorprog.functions.thaw import Derived
 from tensorprog.ir import Nonlin, Num, ScalarRef, Sites, VectorType
 from tensorprog.show import dimension
 from tensorprog.tracing.builder import Builder
-from tensorprog.tracing.inspection import fault
+from tensorprog.tracing.inspection import bent, fault
 from tensorprog.tracing.traced import AnyScalar, AnyVector, Traced
 
 
@@ -121,8 +121,10 @@ def result_shape(
                 "tp.moment(fn, x), and functions of whole site axes tp.nonlin(fn, x, over=axes)"
                 if not any(shapes) else "give a JAX function of such arrays",
             )  # fmt: skip
-        own = coordinates and not isinstance(fn.root, Derived)  # a backward pass writes what it likes
-        found = fault(traced.jaxpr, len(shapes)) if own else None
+        own = not isinstance(fn.root, Derived)  # a backward pass writes what it likes
+        found = fault(traced.jaxpr, len(shapes) if coordinates else 0) if own else None
+        if coordinates and own and found is None:
+            found = bent(fn, len(shapes), held, traced.jaxpr)
         if found is not None:
             builder.fail(what, found.why, found.remedy)
         if jnp.issubdtype(result.dtype, jnp.complexfloating):

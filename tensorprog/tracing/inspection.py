@@ -7,9 +7,14 @@ then nothing at all, silently.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from tensorprog.functions.jaxprs import CALLS, Jaxpr, Literal, equations, inner
 
@@ -45,6 +50,30 @@ def fault(jaxpr: Jaxpr, count: int) -> Fault | None:
     )  # fmt: skip
 
 
+def bent(fn: Callable[..., Any], count: int, shapes: Sequence[tuple[int, ...]], jaxpr: Jaxpr) -> Fault | None:
+    """A reverse rule that is not linear in the cotangent: what it does depends on the width, and no slope says it.
+
+    Tried at cotangents 1 and 1e-3, where fn(*coordinates, numbers=numbers) has such a rule at all.
+    """
+    if not any(equation.primitive.name.startswith("custom_vjp_call") for _, equation in equations(jaxpr)):
+        return None
+    rng = np.random.default_rng(0)
+    draws = lambda shape: jnp.asarray(rng.normal(size=shape), jnp.result_type(float))
+    with jax.ensure_compile_time_eval():
+        points, numbers = [draws(32) for _ in range(count)], tuple(map(draws, shapes))
+
+        def pulled(size: float, *z: jax.Array) -> Any:
+            value, pull = jax.vjp(lambda *z: jnp.asarray(fn(*z, numbers=numbers), z[0].dtype), *z)
+            return pull(jnp.full_like(value, size))
+
+        whole, small = (jax.vmap(partial(pulled, size))(*points) for size in (1.0, 1e-3))
+        alike = all(np.allclose(a, 1e3 * b, rtol=1e-2, equal_nan=True) for a, b in zip(whole, small, strict=True))
+    return None if alike else Fault(
+        "its derivative rule is not linear in the cotangent, so that no slope stands for it in a wide network",
+        "scale in the rule instead of clipping, and clip gradients where parameters are updated",
+    )  # fmt: skip
+
+
 def _reduces(jaxpr: Jaxpr, lone: Sequence[bool]) -> tuple[str | None, list[bool]]:
     """The first reduction of a coordinate alone, and which outputs are one: 0-d, or only reshaped from 0-d.
 
@@ -66,16 +95,20 @@ def _reduces(jaxpr: Jaxpr, lone: Sequence[bool]) -> tuple[str | None, list[bool]
                     return found, []
             elif name in _RESHAPES or (
                 name not in _JOINING
-                and all(mine or not atom.aval.shape for mine, atom in zip(own, equation.invars, strict=True))
+                and all(mine or not _shape(atom) for mine, atom in zip(own, equation.invars, strict=True))
             ):
-                results = [math.prod(var.aval.shape) == 1 for var in equation.outvars]
+                results = [math.prod(_shape(var)) == 1 for var in equation.outvars]
         known |= dict(zip(equation.outvars, results, strict=True))
     return None, [of(atom) for atom in jaxpr.outvars]
 
 
 def _alone(equation: Any, lone: Sequence[bool]) -> bool:
     """Whether no array stands beside the coordinate."""
-    return all(mine or not atom.aval.shape for mine, atom in zip(lone, equation.invars, strict=True))
+    return all(mine or not _shape(atom) for mine, atom in zip(lone, equation.invars, strict=True))
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+    return atom.aval.shape
 
 
 def _callback(jaxpr: Jaxpr) -> Fault | None:
