@@ -103,7 +103,7 @@ def _functions(program: Program, m: Moments, sides: Sequence[Any]) -> dict[Any, 
         _, left, right, *_ = owners[int(e.out[0])]
         for fn, slots, owner in ((e.left, e.left_slots, left), (e.right, e.right_slots, right)):
             if fn is not None:
-                alone = Vectorial(remap(fn.expr, {slot: place for place, slot in enumerate(slots)}, 0))
+                alone = Vectorial(remap(fn.expr, {slot: place for place, slot in enumerate(slots)}, 0), fn.shapes)
                 uses = (_met(program, m, same, e.own(slots), e.numbers, owner) for same in sides)
                 found.setdefault((alone, e.numbers.shape[1]), []).extend(uses)
     return {key: _Found(*map(np.concatenate, zip(*uses, strict=True))) for key, uses in found.items()}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.errors import problem
-from tensorprog.functions.base import Elementwise, derivative, diverges, polynomially_bounded
+from tensorprog.functions.base import Elementwise, crowded, derivative, diverges, polynomially_bounded
 from tensorprog.functions.batchnorm import dimensions
 from tensorprog.interpret.equations import BatchEq, PairEq
 from tensorprog.interpret.growth import NEAR, pole
@@ -65,8 +65,7 @@ def check_functions(program: Program, m: Moments, *, slopes: bool) -> None:
         if _of_inputs(key):
             continue
         phi, numbers = key
-        monomials = m.demand.linear.monomials.values(program.leaves, jnp.result_type(float)) if numbers else ()
-        values = tuple(monomials[i] for i in numbers)
+        values = m.function_numbers(program.leaves, jnp.result_type(float), phi, numbers)
         fault = _look(phi, values, slopes) if numbers else _singular(phi, slopes)
         if fault is not None:
             _refuse(program, owners[key], fault, _DEFINED)
@@ -83,16 +82,19 @@ def check_expectations(program: Program, m: Moments, same: Any, *, slopes: bool)
     if not uses:
         return
     dtype = same.value.dtype
-    monomials = m.demand.linear.monomials.values(program.leaves, dtype)
     for key, found in uses.items():
         if _of_inputs(key):
+            if any(key[0].shapes):
+                continue  # scalars of the inputs beside arrays: not looked at
             _check_scaled(program, m, same, key, slopes=slopes)
             continue
         phi, numbers = key
-        values = tuple(monomials[i] for i in numbers)
+        values = m.function_numbers(program.leaves, dtype, phi, numbers)
         variance = max(float(np.max(same.value[:, m.same.kept(places)])) for places, _ in found)
         if bool(diverges(phi, jnp.asarray(variance, dtype), values)):
             _refuse(program, owners[key], *_grows(phi, variance))
+        if bool(crowded(phi, jnp.asarray(variance, dtype), values)):
+            _refuse(program, owners[key], *_crowded(phi, variance))
 
 
 def _check_scaled(program: Program, m: Moments, same: Any, key: Key, *, slopes: bool) -> None:
@@ -116,6 +118,13 @@ def _grows(phi: Elementwise, variance: float) -> tuple[str, str]:
     return (
         f"E {phi.name}(z)² does not exist for z of variance {variance:.4g}: the function grows too fast",
         "lower the variances or the inputs' norms, or take a function that grows more slowly than exp(z²/4var)",
+    )
+
+
+def _crowded(phi: Elementwise, variance: float) -> tuple[str, str]:
+    return (
+        f"{phi.name} jumps at more places than integrals are split at, within reach of z of variance {variance:.4g}",
+        "take the smooth function that it follows (z for round(50 z)/50), one with fewer steps, or lower variances",
     )
 
 

@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 
 from tensorprog.empirical.arguments import partition
 from tensorprog.errors import bad_argument
+from tensorprog.functions.jaxprs import pushforward
 from tensorprog.interpret.finite import apply
 from tensorprog.program import Program
 
@@ -74,7 +75,7 @@ def taylor_expand(f: Callable[..., Any] | Program, params: PyTree, degree: int) 
             """f and its derivatives along `steps` up to an order, by one forward pass of those below it."""
             if order == 0:
                 return (function(merge(at), *args, **keywords),)
-            values, slopes = jax.jvp(lambda at: derivatives(order - 1, at), (at,), (steps,))
+            values, slopes = pushforward(lambda at: derivatives(order - 1, at), (at,), (steps,))
             return (*values, slopes[-1])
 
         def total(*terms: jax.Array) -> jax.Array:

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from tensorprog.functions.jaxprs import pushforward
+
 Sizes = tuple[int, int, int]  # outputs kept on both sides; alike on both sides; alike, and summed
 Outputs = Callable[[list[Array], PyTree], Array]  # (theta, one example) -> (K, E, T)
 Way = tuple[Callable[[PyTree], Any], Callable[[Any, Any], list[Array]]]
@@ -51,7 +53,7 @@ def by_ntvp(outputs: Outputs, theta: list[Array], lr: list[Any], sizes: Sizes) -
             def of_example(x: PyTree) -> Array:
                 _, pull = jax.vjp(lambda theta: outputs(theta, x), theta)
                 direction = directed(pull(e)[0], theta, lr)
-                push = lambda x: jax.jvp(lambda theta: outputs(theta, x), (theta,), (direction,))[1]
+                push = lambda x: pushforward(lambda theta: outputs(theta, x), (theta,), (direction,))[1]
                 return jnp.sum(jax.vmap(push)(left) * e.sum(0), axis=(-1, -2))  # of all ē, t̄ those that e has
 
             return jax.vmap(of_example)(right)

@@ -22,11 +22,10 @@ from jaxtyping import Array
 from tensorprog.empirical import uses
 from tensorprog.empirical.uses import Left, Use
 from tensorprog.empirical.views import View
-from tensorprog.jaxprs import ClosedJaxpr, Jaxpr, Literal, evaluated
+from tensorprog.functions.jaxprs import CALLS, ClosedJaxpr, Jaxpr, Literal, closed, plain
 
 DIRECT, WHOLE = 1, 2
 
-CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2", "xla_call"}  # bodies without rules
 ELEMENTWISE = {"add", "sub", "mul", "div", "max", "min", "pow", "atan2", "select_n", "add_any", "concatenate", "clamp"}
 OF_UNIFORM = {"add", "sub", "mul", "div", "neg", "sqrt", "rsqrt", "exp", "convert_element_type", "broadcast_in_dim"}
 OF_UNIFORM |= {"reshape", "squeeze", "transpose", "copy", "pow", "integer_pow", "max"}
@@ -100,7 +99,7 @@ def _equation(jaxpr: Jaxpr, equation: Any, values: list[Value], tape: Tape) -> l
         return _plain(jaxpr, equation, values)
     if name in CALLS:
         body = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-        return run(body if isinstance(body, ClosedJaxpr) else ClosedJaxpr(body, ()), values, tape)
+        return run(closed(body), values, tape)
     if name == "scan":
         return _scan(equation, values, tape)
     if name == "cond":
@@ -119,10 +118,10 @@ def _equation(jaxpr: Jaxpr, equation: Any, values: list[Value], tape: Tape) -> l
 
 
 def _plain(jaxpr: Jaxpr, equation: Any, values: Sequence[Value]) -> list[Value]:
-    """The equation as it stands."""
+    """The equation as it stands, with whatever derivative rules it has."""
     active = any(value.active for value in values)
     uniform = equation.primitive.name in OF_UNIFORM and all(value.uniform for value in values)
-    arrays = evaluated(jaxpr, equation, [value.array for value in values])
+    arrays = plain(jaxpr, equation, [value.array for value in values])
     return [Value(array, active=active, uniform=uniform or jnp.size(array) == 1) for array in arrays]
 
 

@@ -24,6 +24,7 @@ from tensorprog.empirical.arguments import (
 from tensorprog.empirical.blocks import examples, length
 from tensorprog.empirical.contraction import directed
 from tensorprog.empirical.programs import OneByOne, data_of, each_output, learning_rates
+from tensorprog.functions.jaxprs import pushforward
 from tensorprog.program import Program
 
 #: Examples that go through the network at a time, where `batch_size` does not say otherwise.
@@ -93,7 +94,7 @@ def ntk_vector_product(
             return jax.tree.map(jnp.add, total, pull(v)[0]), None
 
         def pushed(x: PyTree) -> Array:
-            return jax.jvp(lambda theta: outputs(theta, x), (theta,), (direction,))[1]
+            return pushforward(lambda theta: outputs(theta, x), (theta,), (direction,))[1]
 
         n = length(v)
         blocks = examples((x2, v), limit)

@@ -18,10 +18,11 @@ import numpy as np
 from jax import Array
 
 from tensorprog.functions import general
-from tensorprog.functions.derived import Product, Shifted, Slope
+from tensorprog.functions.derived import Product, Shifted
 from tensorprog.functions.forms import Form, Numbers, inverse_root
 from tensorprog.functions.frozen import Function
 from tensorprog.functions.piecewise import Piecewise, polynomial
+from tensorprog.functions.ruled import Bare, Shapes, own_slope, ruled
 from tensorprog.functions.table import recognise
 
 Road = tuple[Array, Callable[[], Array]]
@@ -33,18 +34,32 @@ HIGHEST = 6  # degree up to which a polynomial against a function without closed
 
 @dataclass(frozen=True)
 class Elementwise:
-    """A function of one Gaussian: fn(z, *numbers) of 0-d values, its closed form if it has one, a name to print."""
+    """A function of one Gaussian: fn(z, *numbers) of 0-d values, its closed form if it has one, a name to print.
+
+    `own`: the same with derivative rules of its own, where its slope comes from these; `fn` then has none.
+    """
 
     fn: Callable[..., Any]
-    count: int
+    shapes: Shapes
     form: Form | None
     name: str
+    own: Callable[..., Any] | None = None
 
     def __call__(self, z: Array, *numbers: Array) -> Array:
         return self.fn(z, *numbers)
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def count(self) -> int:
+        """How many numbers it takes."""
+        return len(self.shapes)
+
+    @property
+    def written(self) -> Callable[..., Any]:
+        """The function with whatever rules it has."""
+        return self.own or self.fn
 
     @property
     def degree(self) -> int | None:
@@ -68,14 +83,24 @@ class Call:
 # ---- making elementwise functions -----------------------------------------------------------------------------------
 
 
-def elementwise(function: Function, count: int) -> Elementwise:
-    """A frozen function of one vector; its closed form is looked up in the table."""
-    return Elementwise(Call(function), count, recognise(function), function.name)
+def elementwise(function: Function, numbers: int | Shapes) -> Elementwise:
+    """A frozen function of one vector and so many numbers, or of numbers of these shapes; its closed form is looked up
+    in the table."""
+    shapes = ((),) * numbers if isinstance(numbers, int) else numbers
+    form = recognise(function)
+    if form is None:
+        return of_function(Call(function), shapes, function.name)
+    return of_form(form, len(shapes), function.name, Call(function))
 
 
-def of_form(form: Form, count: int, name: str) -> Elementwise:
-    """A member of a family that nobody wrote as a function."""
-    return Elementwise(form, count, form, name)
+def of_form(form: Form, count: int, name: str, fn: Callable[..., Any] | None = None) -> Elementwise:
+    """A member of a family; without `fn` one that nobody wrote as a function."""
+    return Elementwise(fn or form, ((),) * count, form, name)
+
+
+def of_function(fn: Callable[..., Any], shapes: Shapes, name: str) -> Elementwise:
+    """A function that no family has, z -> fn(z, *numbers), numbers of these shapes."""
+    return Elementwise(Bare(fn), shapes, None, name, fn) if ruled(fn, shapes) else Elementwise(fn, shapes, None, name)
 
 
 IDENTITY = of_form(polynomial(0.0, 1.0), 0, "id")
@@ -87,9 +112,9 @@ def power(p: int) -> Elementwise:
 
 
 def derivative(phi: Elementwise) -> Elementwise:
-    """phi' almost everywhere: a jump's derivative is 0, as in any network's gradient."""
+    """phi' almost everywhere, or what phi's own rule gives: a jump's derivative is 0, as in any network's gradient."""
     if phi.form is None:
-        return Elementwise(Slope(phi.fn), phi.count, None, f"{phi.name}'")
+        return of_function(own_slope(phi.written, phi.shapes), phi.shapes, f"{phi.name}'")
     form = phi.form.derivative()
     if form == ONE.form and phi.count == 0:
         return ONE
@@ -105,13 +130,16 @@ def product(phi: Elementwise, psi: Elementwise) -> Elementwise:
     f, g = _same_family(phi.form, psi.form)
     form = None if f is None or g is None else f.product(g, phi.count)
     name = f"{phi.name}^2" if phi == psi else f"{phi.name}·{psi.name}"
-    return Elementwise(Product(phi.fn, phi.count, psi.fn), phi.count + psi.count, form, name)
+    fn = Product(phi.fn, phi.count, psi.fn)
+    own = None if phi.own is psi.own is None else Product(phi.written, phi.count, psi.written)
+    return Elementwise(fn, phi.shapes + psi.shapes, form, name, own)
 
 
 def shifted(phi: Elementwise) -> Elementwise:
     """z -> phi(z + m), m an extra last number."""
     form = None if phi.form is None else phi.form.shifted(phi.count)
-    return Elementwise(Shifted(phi.fn), phi.count + 1, form, f"{phi.name}(· + m)")
+    own = None if phi.own is None else Shifted(phi.own)
+    return Elementwise(Shifted(phi.fn), (*phi.shapes, ()), form, f"{phi.name}(· + m)", own)
 
 
 # ---- the door -------------------------------------------------------------------------------------------------------
@@ -239,6 +267,12 @@ def diverges(phi: Elementwise, a: Any, numbers: Numbers = ()) -> Array:
     if phi.form is not None:
         return jnp.zeros(a.shape, bool)
     return general.diverges(phi.fn, a, numbers)
+
+
+def crowded(phi: Elementwise, a: Any, numbers: Numbers = ()) -> Array:
+    """Where phi has more jumps than integrals are split at within reach of u ~ N(0, a)."""
+    a, _, _, numbers, _ = _cast(a, a, a, numbers, ())
+    return jnp.zeros(a.shape, bool) if phi.form is not None else general.crowded(phi.fn, a, numbers)
 
 
 def polynomially_bounded(phi: Elementwise) -> bool | None:

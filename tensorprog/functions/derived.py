@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+_FEW = 16  # entries of an array up to which derivatives in it go forward, which every function can
+
 
 @dataclass(frozen=True)
 class Slope:
@@ -42,6 +44,44 @@ class Partial:
 
 
 @dataclass(frozen=True)
+class Entries:
+    """z -> d fn / d numbers[index] of an array of `size` entries, all in one row."""
+
+    fn: Callable
+    index: int
+    size: int
+
+    def __call__(self, z, *numbers):
+        def of(number):
+            return self.fn(z, *numbers[: self.index], number, *numbers[self.index + 1 :])
+
+        jacobian = jax.jacfwd if self.size <= _FEW else jax.jacrev
+        return jacobian(of)(numbers[self.index]).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """z -> fn(z), each entry `size` times in a row."""
+
+    fn: Callable
+    size: int
+
+    def __call__(self, z, *numbers):
+        return jnp.repeat(jnp.reshape(self.fn(z, *numbers), -1), self.size)
+
+
+def width(fn: Callable) -> int:
+    """How many entries a function has: one, but for derivatives in arrays."""
+    match fn:
+        case Slope(fn=inner) | Times(fn=inner) | Partial(fn=inner) | Shifted(fn=inner) | Product(first=inner):
+            return width(inner)
+        case Entries(fn=inner, size=size) | Repeated(fn=inner, size=size):
+            return size * width(inner)
+        case _:
+            return 1
+
+
+@dataclass(frozen=True)
 class Product:
     """first(z, *numbers[:count]) * second(z, *numbers[count:])."""
 
@@ -70,7 +110,7 @@ Origin = tuple[Callable, tuple, tuple]
 def origins(fn: Callable, numbers: tuple, shift: tuple = ()) -> Iterator[Origin]:
     """The functions that a derived one was made from."""
     match fn:
-        case Slope(fn=inner) | Times(fn=inner) | Partial(fn=inner):
+        case Slope(fn=inner) | Times(fn=inner) | Partial(fn=inner) | Entries(fn=inner) | Repeated(fn=inner):
             yield from origins(inner, numbers, shift)
         case Product(first=first, count=count, second=second):
             yield from origins(first, numbers[:count], shift)
@@ -83,6 +123,6 @@ def origins(fn: Callable, numbers: tuple, shift: tuple = ()) -> Iterator[Origin]
 
 def origin(fn: Callable) -> Callable:
     """The function that a derivative was taken of: it has the same numbers, and all the jumps."""
-    while isinstance(fn, Slope | Times | Partial):
+    while isinstance(fn, Slope | Times | Partial | Entries | Repeated):
         fn = fn.fn
     return fn

@@ -11,23 +11,27 @@ JAX's phi' knows nothing of phi's jumps, whose delta functions `jumps` adds. A j
 that moves a jump (not: a kink) has no derivative through it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
-from tensorprog.functions import jumps
-from tensorprog.functions.derived import Partial, Slope, Times
+from tensorprog.errors import ProgramError
+from tensorprog.functions import jumps, kinks
+from tensorprog.functions.derived import Entries, Partial, Repeated, Slope, Times, origins, width
 from tensorprog.functions.nested import expectations, sides
-from tensorprog.functions.quadrature import Functions, density, nodes, panel, reach
+from tensorprog.functions.quadrature import Functions, density, entries, nodes, panel, reach
 from tensorprog.functions.series import Side, feature_places, resolve, standard_edges
 
 __all__ = ["diverges", "mean", "means", "pair", "pairs", "sides"]
 
 _Numbers = tuple[Array, ...]
 Given = tuple[Side, Side] | None
+ENTRIES = 512
+"""Entries of an array in which expectations are differentiated."""
 
 
 def pairs(
@@ -77,7 +81,7 @@ def mean(phi: Callable, a: Array, numbers: _Numbers = ()) -> tuple[Array, Array]
 def means(phis: Functions, a: Array, numbers: _Numbers = ()) -> tuple[Array, Array]:
     """(values, bounds), each (*shape, m): `mean` of several functions that share their numbers."""
     a = jnp.asarray(a)
-    values, bounds = (x.reshape(*a.shape, len(phis)) for x in _means(phis, a.reshape(-1), tuple(numbers)))
+    values, bounds = (x.reshape(*a.shape, entries(phis)) for x in _means(phis, a.reshape(-1), tuple(numbers)))
     return values, lax.stop_gradient(bounds)
 
 
@@ -103,6 +107,13 @@ def diverges(phi: Callable, a: Array, numbers: _Numbers = ()) -> Array:
     return found.any(-1).reshape(a.shape)
 
 
+def crowded(phi: Callable, a: Array, numbers: _Numbers = ()) -> Array:
+    """Whether phi has more jumps within reach of u ~ N(0, a) than integrals are split at."""
+    a = jnp.asarray(a)
+    found = [kinks.crowded(fn, own, jnp.sqrt(a) + abs(sum(shift))) for fn, own, shift in origins(phi, numbers)]
+    return jnp.stack(found).any(0)
+
+
 class _Columns:
     """Pairs of functions to integrate together, each kept once."""
 
@@ -113,6 +124,10 @@ class _Columns:
         if (phi, psi) not in self.pairs:
             self.pairs.append((phi, psi))
         return self.pairs.index((phi, psi))
+
+    def split(self, values: Array) -> list[Array]:
+        """The entries of each pair."""
+        return jnp.split(values, np.cumsum([width(phi) for phi, _ in self.pairs])[:-1], -1)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -156,32 +171,60 @@ def _pairs_jvp(phis, psis, primals, tangents):
             plan["a"] = columns.index(Times(Slope(phi)), psi), columns.index(Slope(Slope(phi)), psi)
         if _some(db):
             plan["b"] = columns.index(phi, Times(Slope(psi))), columns.index(phi, Slope(Slope(psi)))
-        moved = [(columns.index(Partial(phi, k), psi), d) for k, d in enumerate(d_phi) if _some(d)]
-        moved += [(columns.index(phi, Partial(psi, k)), d) for k, d in enumerate(d_psi) if _some(d)]
+        moved = [(columns.index(partial, other), d) for partial, other, d in _moved(phi, psi, d_phi)]
+        moved += [(columns.index(other, partial), d) for partial, other, d in _moved(psi, phi, d_psi)]
         plans.append((plan, moved))
     all_phis, all_psis = (tuple(fns) for fns in zip(*columns.pairs, strict=True))
     values, bounds = _pairs(all_phis, all_psis, a, b, c, phi_numbers, psi_numbers, None)
+    parts = columns.split(values)
+    wide = lambda x: x[..., None]
 
     def tangent(phi, psi, plan, moved):
-        total = jnp.zeros(values.shape[:-1], values.dtype)
+        total = jnp.zeros((*values.shape[:-1], width(phi)), values.dtype)
         if "c" in plan:
-            price = values[..., plan["c"]] + jumps.price(phi, psi, a, b, c, phi_numbers, psi_numbers)
-            total = total + (dc * price if _some(dc) else 0.0)
+            price = parts[plan["c"]] + jumps.price(phi, psi, a, b, c, phi_numbers, psi_numbers)
+            total = total + (wide(dc) * price if _some(dc) else 0.0)
         if "a" in plan:
-            stein, curved = (values[..., k] for k in plan["a"])
+            stein, curved = (parts[k] for k in plan["a"])
             delta = jumps.stein(phi, psi, a, b, c, phi_numbers, psi_numbers)
-            total = total + da * _half_slope(stein, delta, c * price, curved, a)
+            total = total + wide(da) * _half_slope(stein, delta, wide(c) * price, curved, wide(a))
         if "b" in plan:
-            stein, curved = (values[..., k] for k in plan["b"])
+            stein, curved = (parts[k] for k in plan["b"])
             delta = jumps.stein(psi, phi, b, a, c, psi_numbers, phi_numbers)
-            total = total + db * _half_slope(stein, delta, c * price, curved, b)
+            total = total + wide(db) * _half_slope(stein, delta, wide(c) * price, curved, wide(b))
         for k, d in moved:
-            total = total + d.astype(values.dtype) * values[..., k]
+            total = total + _along(parts[k], d)
         return total
 
     out = [tangent(phi, psi, *plan) for phi, psi, plan in zip(phis, psis, plans, strict=True)]
-    value, bound = values[..., : len(phis)], bounds[..., : len(phis)]
-    return (value, bound), (jnp.stack(out, -1), jnp.zeros_like(bound))
+    m = entries(phis)
+    value, bound = values[..., :m], bounds[..., :m]
+    return (value, bound), (jnp.concatenate(out, -1), jnp.zeros_like(bound))
+
+
+def _moved(phi: Callable, psi: Callable, tangents) -> Iterator[tuple[Callable, Callable, Array]]:
+    """phi's derivatives in its numbers, psi beside each, and the numbers' tangents, where there are any."""
+    for k, d in enumerate(tangents):
+        if _some(d):
+            partial = _partial(phi, k, d)
+            yield partial, Repeated(psi, d.size) if d.ndim else psi, d
+
+
+def _partial(phi: Callable, k: int, number: Array) -> Callable:
+    """phi's derivative in a number; of an array's entries each is an expectation."""
+    if number.size > ENTRIES:
+        raise ProgramError(
+            f"an expectation is not differentiated in an array of {number.size} numbers that its function holds: each "
+            f"is an integral of its own, and {ENTRIES} are taken; hold a shorter array, or keep this one constant by "
+            "jax.lax.stop_gradient or as a NumPy array"
+        )
+    return Entries(phi, k, number.size) if number.ndim else Partial(phi, k)
+
+
+def _along(parts: Array, d: Array) -> Array:
+    """Derivatives in the entries of a number, times its tangent."""
+    d = d.astype(parts.dtype)
+    return (parts.reshape(*parts.shape[:-1], -1, d.size) * d.reshape(-1)).sum(-1)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -211,17 +254,17 @@ def _means_jvp(phis, primals, tangents):
     if _some(da):
         more += [Times(Slope(phi)) for phi in phis] + [Slope(Slope(phi)) for phi in phis]
     moving = [(k, d) for k, d in enumerate(d_numbers) if _some(d)]
-    more += [Partial(phi, k) for k, _ in moving for phi in phis]
+    more += [_partial(phi, k, d) for k, d in moving for phi in phis]
     values, bounds = _means(tuple(more), a, numbers)
-    m = len(phis)
-    parts = [values[:, start : start + m] for start in range(0, len(more), m)]
-    value, rest = parts[0], parts[1:]
+    m = entries(phis)
+    sizes = [m] * (3 if _some(da) else 1) + [m * d.size for _, d in moving]
+    value, *rest = jnp.split(values, np.cumsum(sizes)[:-1], -1)
     tangent = jnp.zeros_like(value)
     if _some(da):
         stein, curved, *rest = rest
-        delta = jnp.stack([jumps.stein_mean(phi, a, numbers) for phi in phis], -1)
+        delta = jnp.concatenate([jumps.stein_mean(phi, a, numbers) for phi in phis], -1)
         tangent = tangent + da[:, None] * _half_slope(stein, delta, jnp.zeros_like(stein), curved, a[:, None])
     for part, (_, d) in zip(rest, moving, strict=True):
-        tangent = tangent + d.astype(value.dtype) * part
+        tangent = tangent + _along(part, d)
     bound = bounds[:, :m]
     return (value, bound), (tangent, jnp.zeros_like(bound))

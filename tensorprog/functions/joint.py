@@ -16,6 +16,7 @@ import numpy as np
 
 from tensorprog.functions.breaks import refuse_jumps
 from tensorprog.functions.grids import REACH, apart, chosen, unseen
+from tensorprog.functions.jaxprs import pushforward
 
 Array = jax.Array
 EDGE, OUTSIDE = 1.0, 50.0
@@ -47,7 +48,7 @@ class Partial:
 
     def __call__(self, z: Array, numbers: tuple[Array, ...]) -> Array:
         direction = jnp.zeros_like(z).at[self.slot].set(1.0)
-        return jax.jvp(lambda y: self.fn(y, numbers), (z,), (direction,))[1]
+        return pushforward(lambda y: self.fn(y, numbers), (z,), (direction,))[1]
 
 
 @dataclass(frozen=True)

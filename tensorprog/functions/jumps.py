@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from tensorprog.functions.derived import Partial, Slope, Times, origin
+from tensorprog.functions.derived import Entries, Partial, Slope, Times, origin, width
 from tensorprog.functions.kinks import kinks
 from tensorprog.functions.quadrature import conditional
 
@@ -17,14 +17,15 @@ _GRADED = np.concatenate([[0.0], *([-x, x] for x in 0.25 * 4.0 ** np.arange(8))]
 
 
 def _heights(fn: Callable, below: Array, above: Array, numbers: tuple) -> Array:
-    """fn(above) - fn(below) where that is a jump, else 0; a few floats further out, as sign has its own value at 0."""
-    at = jax.vmap(lambda z: jnp.asarray(fn(z, *numbers)).astype(z.dtype))
+    """fn(above) - fn(below) (kinks, entries of fn) where that is a jump, else 0; a few floats further out, as sign has
+    its own value at 0."""
+    at = jax.vmap(lambda z: jnp.asarray(fn(z, *numbers)).astype(z.dtype).reshape(-1))
     real = jnp.isfinite(below)
     eps = jnp.finfo(below.dtype).eps
     aside = 4 * eps * jnp.abs(below) + eps / 100
     low, high = at(jnp.where(real, below - aside, 0.0)), at(jnp.where(real, above + aside, 0.0))
     size = jnp.maximum(jnp.abs(low), jnp.abs(high))
-    jump = real & (jnp.abs(high - low) > 1e5 * eps * size) & (above > below)
+    jump = (real & (above > below))[:, None] & (jnp.abs(high - low) > 1e5 * eps * size)
     return jnp.where(jump, high - low, 0.0)
 
 
@@ -33,9 +34,10 @@ def _fixed(fn: Callable, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """(places, heights) of the jumps of a function without numbers."""
     with jax.ensure_compile_time_eval():
         below, above = kinks(origin(fn), (), jnp.dtype(dtype))
-        heights = np.asarray(_heights(fn, below, above, ())) if len(below) else np.zeros(0)
+        heights = np.asarray(_heights(fn, below, above, ())) if len(below) else np.zeros((0, 1))
         places = np.asarray(below + (above - below) / 2)
-    return places[heights != 0], heights[heights != 0]
+    kept = (heights != 0).any(-1)
+    return places[kept], heights[kept]
 
 
 def jumps(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> tuple[Array, Array]:
@@ -46,26 +48,27 @@ def jumps(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> tuple[Array, Array]
     numbers = tuple(lax.stop_gradient(n) for n in numbers)
     below, above = kinks(origin(fn), numbers, dtype)
     heights = _heights(fn, below, above, numbers)
-    return jnp.where(heights != 0, below + (above - below) / 2, 0.0), heights
+    return jnp.where((heights != 0).any(-1), below + (above - below) / 2, 0.0), heights
 
 
 def _sum(fn: Callable, numbers: tuple, like: Array, term: Callable[[Array, Array], Array]) -> Array:
-    """sum over fn's jumps of term(place, height), of the shape of `like`; a padding slot costs nothing."""
+    """sum over fn's jumps of term(place, height), of the shape of `like` and the entries of fn; a padding slot costs
+    nothing."""
     places, heights = jumps(fn, numbers, like.dtype)
-    zero = jnp.zeros_like(like)
+    zero = jnp.zeros_like(like)[..., None] + jnp.zeros(width(fn), like.dtype)
     if not len(places):
         return zero
 
     def add(total, jump):
-        return total + lax.cond(jump[1] != 0, lambda: term(*jump) + zero, lambda: zero), None
+        return total + lax.cond((jump[1] != 0).any(), lambda: term(*jump) + zero, lambda: zero), None
 
     return lax.scan(add, zero, (places, heights))[0]
 
 
 def _normal(z: Array, variance: Array) -> Array:
-    """Density of N(0, variance) at z; the variance kept off 0 so that the density stays finite."""
+    """Density of N(0, variance) at z (..., 1); the variance kept off 0 so that the density stays finite."""
     variance = jnp.maximum(variance, jnp.finfo(variance.dtype).eps ** 2)
-    return jnp.exp(-z * z / (2 * variance)) / jnp.sqrt(2 * np.pi * variance)
+    return (jnp.exp(-z * z / (2 * variance)) / jnp.sqrt(2 * np.pi * variance))[..., None]
 
 
 def _given(fn: Callable, place: Array, a: Array, b: Array, c: Array, numbers: tuple) -> tuple[Array, Array]:
@@ -78,7 +81,7 @@ def _given(fn: Callable, place: Array, a: Array, b: Array, c: Array, numbers: tu
     slope = _shifted(Slope(fn), centre, variance, numbers) + _sum(
         fn, numbers, centre, lambda t, height: height * _normal(t - centre, variance)
     )
-    return _shifted(fn, centre, variance, numbers).reshape(shape), slope.reshape(shape)
+    return _shifted(fn, centre, variance, numbers).reshape(*shape, -1), slope.reshape(*shape, -1)
 
 
 def price(phi, psi, a: Array, b: Array, c: Array, phi_numbers: tuple, psi_numbers: tuple) -> Array:
@@ -112,12 +115,12 @@ def stein_mean(phi, a: Array, numbers: tuple) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _shifted(fn: Callable, centre: Array, variance: Array, numbers: tuple) -> Array:
-    """E fn(centre + sqrt(variance) w), w standard normal; centre and variance (rows,)."""
+    """E fn(centre + sqrt(variance) w), w standard normal, (rows, entries of fn); centre and variance (rows,)."""
     below, _ = kinks(origin(fn), numbers, centre.dtype)
     edges = jnp.sort(jnp.concatenate([below, jnp.asarray(_GRADED, centre.dtype)]))
     edges = jnp.broadcast_to(edges, (len(centre), len(edges)))
     spread = jnp.sqrt(jnp.maximum(variance, jnp.finfo(centre.dtype).eps ** 4))
-    return conditional((fn,), numbers, centre, spread, edges)[..., 0, 0]
+    return conditional((fn,), numbers, centre, spread, edges)[..., 0]
 
 
 @_shifted.defjvp
@@ -126,12 +129,16 @@ def _shifted_jvp(fn, primals, tangents):
     centre, variance, numbers = primals
     d_centre, d_variance, d_numbers = tangents
     slope = _shifted(Slope(fn), centre, variance, numbers)
-    moment = _shifted(Times(Slope(fn)), centre, variance, numbers) - centre * slope
+    moment = _shifted(Times(Slope(fn)), centre, variance, numbers) - centre[:, None] * slope
     slope += _sum(fn, numbers, centre, lambda t, height: height * _normal(t - centre, variance))
-    moment += _sum(fn, numbers, centre, lambda t, height: height * (t - centre) * _normal(t - centre, variance))
+    away = lambda t: (t - centre)[:, None] * _normal(t - centre, variance)
+    moment += _sum(fn, numbers, centre, lambda t, height: height * away(t))
+    wide = variance[:, None]
     least = jnp.finfo(variance.dtype).eps
-    spreading = jnp.where(variance > least, moment / (2 * jnp.where(variance > least, variance, 1.0)), 0.0)
-    tangent = d_centre * slope + d_variance * spreading
+    spreading = jnp.where(wide > least, moment / (2 * jnp.where(wide > least, wide, 1.0)), 0.0)
+    tangent = d_centre[:, None] * slope + d_variance[:, None] * spreading
     for k, d in enumerate(d_numbers):
-        tangent += d * _shifted(Partial(fn, k), centre, variance, numbers)
+        partial = Entries(fn, k, d.size) if d.ndim else Partial(fn, k)
+        moved = _shifted(partial, centre, variance, numbers)
+        tangent += (moved.reshape(*tangent.shape, -1) * d.reshape(-1)).sum(-1)
     return _shifted(fn, centre, variance, numbers), tangent

@@ -17,6 +17,7 @@ from tensorprog.functions.quadrature import (
     conditional,
     density,
     empty,
+    entries,
     evaluate,
     integrate,
     nodes,
@@ -93,7 +94,11 @@ def _outer_edges(one: Side, two: Side, kinks: Array, r: Array, s: Array) -> Arra
     visible = (jnp.abs(r) > 0.1)[:, None]
     slope = jnp.where(visible, r[:, None], 1.0)
     seen = jnp.where(visible, two.edges / slope, end)
-    middle = kinks / slope
+    # Between places closer than the layers are wide there are none: the panels from place to place are narrow enough.
+    kinks = jnp.sort(kinks, axis=-1)
+    gaps = jnp.diff(kinks, axis=-1, prepend=-jnp.inf, append=jnp.inf) > 3 * s[:, None]
+    kinks = jnp.where(gaps[:, :-1] | gaps[:, 1:], kinks, end)
+    middle = jnp.where(kinks < end, kinks / slope, end)
     layers = middle[..., None] + (s[:, None] / slope)[..., None] * jnp.asarray(_LAYERS, dtype)
     layers = jnp.where((visible & (jnp.abs(middle) < end))[..., None], layers, end).reshape(len(r), -1)
     base = np.concatenate([-_OUTER[:0:-1], _OUTER])
@@ -138,7 +143,7 @@ def _nested(
     edges = _outer_edges(one, two, kinks, r, s)
     slots = edges.shape[1] + 2 + _HALVINGS
     low, high = jnp.maximum(low, -end), jnp.minimum(high, end)
-    panels = refine(rule, edges, low, high, slots, 16 * float(jnp.finfo(dtype).eps), empty(r, len(phis), 0))
+    panels = refine(rule, edges, low, high, slots, 16 * float(jnp.finfo(dtype).eps), empty(r, entries(phis), 0))
     total = panels.measures.sum(1)
     return Estimate(total[..., 0], total[..., 1], total[..., 2] + total[..., 3])
 
@@ -192,7 +197,7 @@ def expectations(
         jax.tree.map(lambda x, shape=like.shape: x.reshape(*shape, *x.shape[1:]), part)
         for part, like in ((one, a), (two, b))
     )
-    series = Estimate(*(jnp.broadcast_to(x, (*shape, len(phis))) for x in _series(first, second, r)))
+    series = Estimate(*(jnp.broadcast_to(x, (*shape, entries(phis))) for x in _series(first, second, r)))
     eps = float(jnp.finfo(r.dtype).eps)
     failing = ~(series.bound <= _ACCEPTED[r.dtype.name] * series.size).all(-1).reshape(-1)
 
@@ -212,9 +217,9 @@ def expectations(
         totals = (old.at[places].set(new, mode="drop") for old, new in zip(totals, found, strict=True))
         return (start + chunk, *totals)
 
-    state = (jnp.zeros_like(count), *(x.reshape(-1, len(phis)) for x in series))
+    state = (jnp.zeros_like(count), *(x.reshape(-1, entries(phis)) for x in series))
     _, value, size, bound = lax.while_loop(lambda state: state[0] < count, step, state)
-    value, size, bound = (x.reshape(*shape, len(phis)) for x in (value, size, bound))
+    value, size, bound = (x.reshape(*shape, entries(phis)) for x in (value, size, bound))
     bound = bound + eps * size * (_ROUNDING + 2 * (first.strain + second.strain))
     # Far tails, squares of rounding beside the functions' own sizes, are not looked at; nor what is near underflow.
     bound = bound + eps**2 * jnp.sqrt(first.square * second.square) + jnp.sqrt(jnp.finfo(r.dtype).tiny)

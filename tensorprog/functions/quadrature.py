@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from tensorprog.functions.derived import width
+
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(16)
 # Rows that give the integral and the Legendre coefficients of orders 5, 6, 7 (middle) and 13, 14, 15 (last) on [-1, 1].
 _SUMS = np.stack(
@@ -61,12 +63,17 @@ def reach(dtype: jnp.dtype) -> float:
 
 
 def evaluate(fns: Functions, z: Array, numbers: tuple) -> Array:
-    """(..., m, nodes): the m functions at every entry of z (..., nodes), each called on 0-d values."""
+    """(..., m, nodes): the functions, m entries together, at every entry of z (..., nodes), called on 0-d values."""
 
     def at(entry):
-        return jnp.stack([jnp.asarray(fn(entry, *numbers)).astype(z.dtype) for fn in fns])
+        return jnp.concatenate([jnp.asarray(fn(entry, *numbers)).astype(z.dtype).reshape(-1) for fn in fns])
 
-    return jnp.moveaxis(jax.vmap(at)(z.reshape(-1)).reshape(*z.shape, len(fns)), -1, -2)
+    return jnp.moveaxis(jax.vmap(at)(z.reshape(-1)).reshape(*z.shape, entries(fns)), -1, -2)
+
+
+def entries(fns: Functions) -> int:
+    """How many integrands functions are: one each, but for derivatives in arrays."""
+    return sum(map(width, fns))
 
 
 def nodes(left: Array, right: Array) -> Array:
@@ -195,5 +202,5 @@ def conditional(
 
     below = centre + start * spread
     place = (edges.reshape(rows, *(1,) * (centre.ndim - 1), count) <= below[..., None]).sum(-1)
-    state = (start, place, zero[..., None, None] + jnp.zeros((len(fns), 3), centre.dtype))
+    state = (start, place, zero[..., None, None] + jnp.zeros((entries(fns), 3), centre.dtype))
     return lax.while_loop(lambda state: (state[0] < end).any(), step, state)[2]

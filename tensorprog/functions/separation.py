@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from tensorprog.functions.frozen import Function, derived, freeze
-from tensorprog.jaxprs import evaluated
+from tensorprog.functions.jaxprs import plain
 
 Array = jax.Array
 Weights = tuple[float, ...]
@@ -152,12 +152,12 @@ class _Trace:
 
         def bind(*values: Any) -> Any:
             cast = [jnp.asarray(x, v.aval.dtype) for x, v in zip(values, equation.invars, strict=True)]
-            return evaluated(jaxpr, equation, cast)
+            return plain(jaxpr, equation, cast)
 
         args = [self.whole(v) for v in own]
         results = _node(bind, *args)
-        plain = len(args) == 1 and any(args[0] is form for form in self.forms.values())
-        named = _NAMED.get(_called(equation) or equation.primitive.name) if plain else None
+        of_form = len(args) == 1 and any(args[0] is form for form in self.forms.values())
+        named = _NAMED.get(_called(equation) or equation.primitive.name) if of_form else None
         number = args[0].number if equation.primitive.name in _CASTS else None
         parts = (_node(lambda x, i=i: x[i], results, named=named) for i in range(len(equation.outvars)))
         return [((replace(part, number=number),),) for part in parts]

@@ -16,6 +16,7 @@ from tensorprog.functions.quadrature import (
     Panels,
     density,
     empty,
+    entries,
     evaluate,
     nodes,
     panel,
@@ -130,7 +131,7 @@ def resolve(fns: Functions, numbers: tuple, deviation: Array, own: Array) -> Pan
         return jnp.pad(panel(samples, right - left), ((0, 0),) * 3 + ((0, 1),)), samples
 
     slots = edges.shape[1] + 2 + _HALVINGS
-    like = empty(end, len(fns), len(NODES))
+    like = empty(end, entries(fns), len(NODES))
     return refine(rule, edges, -end, end, slots, 8 * float(jnp.finfo(dtype).eps), like)
 
 

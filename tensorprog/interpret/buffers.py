@@ -33,6 +33,7 @@ class Context:
 
     inputs: tuple[tuple[Array, ...], tuple[Array, ...]]
     monomials: Array
+    arrays: dict[tuple[int, ...], Array]
     seeds: Array | None = None
     left: Alone | None = None
     right: Alone | None = None

@@ -6,16 +6,18 @@ number slots, static and hashable, so that equations with one F are one group an
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Protocol, assert_never
 
+import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.errors import NotIntegrated
-from tensorprog.functions.base import IDENTITY, ONE, Elementwise, elementwise, product, shifted
+from tensorprog.functions.base import IDENTITY, ONE, Elementwise, elementwise, of_function, product, shifted
 from tensorprog.functions.frozen import Function, freeze
 from tensorprog.functions.separation import Factor, separated
 from tensorprog.interpret.linear import Ids, Linear
@@ -134,9 +136,21 @@ class Vectorial:
     """An expression as a function of all its Gaussians in one array, and of numbers."""
 
     expr: Expr
+    shapes: tuple[Sites, ...]
+    """Of the numbers that the expression reads; the function is given all their entries, one after another."""
 
     def __call__(self, z: Any, numbers: Sequence[Any]) -> Any:
-        return evaluate(self.expr, z, numbers)
+        return evaluate(self.expr, z, assembled(self.shapes, numbers))
+
+
+def assembled(shapes: Sequence[Sites], entries: Sequence[Any]) -> list[Any]:
+    """Numbers of these shapes from all their entries, one after another."""
+    found, start = [], 0
+    for shape in shapes:
+        stop = start + math.prod(shape)
+        found.append(jnp.stack(list(entries[start:stop])).reshape(shape) if shape else entries[start])
+        start = stop
+    return found
 
 
 def text(expr: Expr) -> str:
@@ -158,26 +172,27 @@ def text(expr: Expr) -> str:
             assert_never(never)
 
 
-def unary(expr: Expr | None, count: int) -> tuple[Elementwise, tuple[int, ...]]:
-    """An expression of one Gaussian as an elementwise function, and which of the `count` numbers it takes, in order."""
+def unary(expr: Expr | None, shapes: tuple[Sites, ...]) -> tuple[Elementwise, tuple[int, ...]]:
+    """An expression of one Gaussian as an elementwise function, and which of the numbers it takes, in order; `shapes`
+    are those of all numbers."""
     if expr is None:
         return ONE, ()
     match expr:
         case Slot():
             return IDENTITY, ()
         case Call(fn=fn, args=(Slot(),), numbers=numbers):
-            return elementwise(fn, len(numbers)), tuple(v.index for v in numbers)
+            return elementwise(fn, tuple(shapes[v.index] for v in numbers)), tuple(v.index for v in numbers)
         case Call(fn=fn, args=(Sum(terms=((None, Slot()),), constants=constants),), numbers=numbers):
-            phi = elementwise(fn, len(numbers))
+            phi = elementwise(fn, tuple(shapes[v.index] for v in numbers))
             for _ in constants:
                 phi = shifted(phi)
             return phi, (*(v.index for v in numbers), *(c.index for c in constants))
         case Call(fn=fn, args=(left, right)) if fn == MULTIPLY and slots(left) and slots(right):
-            (phi, first), (psi, second) = unary(left, count), unary(right, count)
+            (phi, first), (psi, second) = unary(left, shapes), unary(right, shapes)
             return product(phi, psi), first + second
         case _:
             moved = Tree(_renumbered(expr), 1)
-            return Elementwise(moved, count, None, text(expr)), tuple(range(count))
+            return of_function(moved, shapes, text(expr)), tuple(range(len(shapes)))
 
 
 def _renumbered(expr: Expr) -> Expr:
@@ -211,6 +226,7 @@ class Composite:
     expr: Expr
     gaussians: list[tuple[int, np.ndarray]]
     numbers: list[Ids]
+    shapes: list[Sites]
 
 
 class _Mixed(Exception):
@@ -239,7 +255,7 @@ def composites(ask: Numbers, position: int) -> list[tuple[np.ndarray, Composite]
             expr = composer.expr(position, sites)
         except _Mixed as mixed:
             return [piece for part in mixed.parts for piece in build(sites[part])]
-        return [(sites, Composite(expr, composer.gaussians, composer.numbers))]
+        return [(sites, Composite(expr, composer.gaussians, composer.numbers, composer.shapes))]
 
     return build(np.arange(ask.linear.size(position)))
 
@@ -249,9 +265,11 @@ class _Composer:
         self.ask, self.linear = ask, ask.linear
         self.gaussians: list[tuple[int, np.ndarray]] = []
         self.numbers: list[Ids] = []
+        self.shapes: list[Sites] = []
 
-    def number(self, ids: Ids) -> Value:
+    def number(self, ids: Ids, shape: Sites = ()) -> Value:
         self.numbers.append(ids)
+        self.shapes.append(shape)
         return Value(len(self.numbers) - 1)
 
     def slot(self, position: int, sites: np.ndarray) -> Expr:
@@ -281,7 +299,7 @@ class _Composer:
                 Nonlin(fn=fn, numbers=numbers, vectors=vectors, scalars=scalars)
                 | Moment(fn=fn, numbers=numbers, vectors=vectors, scalars=scalars)
             ):
-                own = tuple(self.number(linear.number(n, ())) for n in numbers)
+                own = tuple(self.number(*linear.held(n)) for n in numbers)
                 given = tuple(self.value(Coef(1.0, (ref,)), shape, sites) for ref in scalars)
                 gaussian = tuple(map(linear.gaussian, vectors))
                 held = tuple(linear.structure.number_sites[n.index] for n in numbers)

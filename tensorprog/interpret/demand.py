@@ -398,7 +398,7 @@ class Demand:
     def sides(self, u: int, sites: Array) -> list[tuple[Array, Composite, Array]]:
         """Which of the pairs have which function: (pairs, composite, index into its sites)."""
         if not isinstance(self.linear.instructions[u], Nonlin):
-            plain = Composite(Slot(0), [(u, np.arange(self.linear.size(u)))], [])
+            plain = Composite(Slot(0), [(u, np.arange(self.linear.size(u)))], [], [])
             return [(np.arange(len(sites)), plain, sites)]
         result = []
         for where, composite in self.composites(u):

@@ -7,6 +7,7 @@ Gaussian a side is a pair expectation; with two a side a joint one; with more it
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,9 +31,12 @@ from tensorprog.interpret.equations import ZERO, Array, JointEq, MeanEq, OneEq, 
 from tensorprog.interpret.linear import Ids, Linear
 from tensorprog.interpret.terms import joined, linear_equation
 from tensorprog.interpret.terms import whole as one_term
+from tensorprog.ir import Num
 
 MOST = 64
 """Products that an expectation is taken apart into."""
+ENTRIES = 64
+"""Entries of an array that a function of several Gaussians may hold: each is a number of its own there."""
 Label = tuple[str, int, int, Array, Array]
 """Whose moments the cells are: kind, u, v, sites of u, sites of v."""
 
@@ -76,7 +80,7 @@ class Side:
         read = sorted(slots(expr))
         moved = remap(expr, {slot: place for place, slot in enumerate(read)}, 0)
         gaussians = [self.composite.gaussians[slot] for slot in read]
-        return Side(Composite(moved, gaussians, self.composite.numbers), self.at)
+        return Side(Composite(moved, gaussians, self.composite.numbers, self.composite.shapes), self.at)
 
 
 @dataclass
@@ -158,7 +162,7 @@ class _Expectation:
         key: int,
     ):
         self.ask, self.system, self.label, self.key = ask, system, label, key
-        self.numbers = left.numbers()
+        self.numbers, shapes = left.numbers(), left.composite.shapes
         self.on_left = offset = len(self.numbers)
         count = len(left.composite.gaussians)
         self.nodes = [Node(*left.gaussian(i), True, False) for i in range(count)]
@@ -166,6 +170,7 @@ class _Expectation:
         self.right: list[Expr] = []
         if right is not None:
             self.numbers += right.numbers()
+            shapes = shapes + right.composite.shapes
             place = {}
             for j in range(len(right.composite.gaussians)):
                 twin = next((i for i, k in shared if k == j), None)
@@ -175,6 +180,8 @@ class _Expectation:
                     self.nodes[twin].on_right = True
                 place[j] = len(self.nodes) - 1 if twin is None else twin
             self.right = _factors(right.composite.expr, place, offset)
+
+        self.shapes = tuple(shapes)
 
     def cov(self, a: int, b: int) -> Array:
         """Covariance cells of two nodes: same-input ones on one side, this system's across."""
@@ -235,14 +242,13 @@ class _Expectation:
         return self.integrate(self.system, sorted(nodes), left, right, label)
 
     def integrate(self, system: System, nodes: list[int], left: list[Expr], right: list[Expr], label: Label) -> Array:
-        count = len(self.numbers)
         read_left = sorted(set().union(*(slots(f) for f in left)))
         read_right = sorted(set().union(*(slots(f) for f in right)))
         if len(read_left) > 2 or len(read_right) > 2:
             raise self.refuse(max(len(read_left), len(read_right)))
         if len(read_left) == 1 and len(read_right) <= 1:
-            phi, first = unary(multiply(left), count)
-            psi, second = unary(multiply(right), count)
+            phi, first = unary(multiply(left), self.shapes)
+            psi, second = unary(multiply(right), self.shapes)
             out = self.new(label, system)
             a, phi_numbers, psi_numbers = read_left[0], self.stacked(first), self.stacked(second)
             if not right:
@@ -272,10 +278,10 @@ class _Expectation:
         where = tuple(tuple(self.where(system, a, b) for b in nodes) for a in nodes)
         slots_of = [tuple(place[node] for node in side) for side in read]
         out = self.new(label, system)
-        right_side = None if whole_right is None else Vectorial(remap(whole_right, place, 0))
-        numbers = self.stacked(tuple(range(len(self.numbers))))
-        left_side = Vectorial(remap(whole_left, place, 0))
-        own = len(self.numbers) - self.on_left
+        right_side = None if whole_right is None else Vectorial(remap(whole_right, place, 0), self.shapes)
+        left_side = Vectorial(remap(whole_left, place, 0), self.shapes)
+        numbers = self.entries()
+        own = sum(map(math.prod, self.shapes[self.on_left :]))
         equation = JointEq(out, left_side, right_side, slots_of[0], slots_of[1], len(nodes), cov, where, numbers, own)
         system.emit(equation, self.key)
         return out
@@ -295,6 +301,18 @@ class _Expectation:
         """Registry positions of numbers, (m, count)."""
         count = len(self.label[3])
         columns = [np.broadcast_to(self.numbers[i], (count,)) for i in which]
+        return np.stack(columns, axis=1).astype(np.int64) if columns else np.zeros((count, 0), dtype=np.int64)
+
+    def entries(self) -> Array:
+        """Registry positions of all entries of all numbers, (m, entries)."""
+        linear, ids, sizes = self.ask.linear, [], [math.prod(shape) for shape in self.shapes]
+        if max(sizes, default=0) > ENTRIES:
+            why = f"it holds an array of {max(sizes)} numbers beside several Gaussians; up to {ENTRIES} are taken apart"
+            raise linear.refuse(self.label[1], why, SAMPLED, NotIntegrated)
+        for own, shape in zip(self.numbers, self.shapes, strict=True):
+            ids += list(linear.number(Num(linear.arrays[shape][int(own)]), shape)) if shape else [own]
+        count = len(self.label[3])
+        columns = [np.broadcast_to(one, (count,)) for one in ids]
         return np.stack(columns, axis=1).astype(np.int64) if columns else np.zeros((count, 0), dtype=np.int64)
 
     def refuse(self, count: int) -> Exception:

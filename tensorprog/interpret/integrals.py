@@ -33,9 +33,12 @@ def _numbers(
     own: tuple[bool, ...] = group.form[-1]  # type: ignore[index]
     if name == "psi_numbers":
         own = own[len(own) - ids.shape[-1] :]
+    shapes = _shapes(group, name, ids.shape[-1])
     found, errors = [], {}
     for k in range(ids.shape[-1]):
-        if own[k]:
+        if shapes[k]:
+            found.append(context.arrays[shapes[k]][ids[0, k] if group.uniform else ids[..., k]])
+        elif own[k]:
             value, error = one_input(context, buffer, ids[..., k : k + 1], side)
             found.append(value[:, 0])
             if error is not None:
@@ -46,6 +49,12 @@ def _numbers(
     return tuple(found), moved if buffer.error is not None else []
 
 
+def _shapes(group: Group, name: str, count: int) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a function's numbers; a function of several Gaussians has arrays' entries one by one."""
+    fn = group.form[1 if name == "phi_numbers" else 2]  # type: ignore[index]
+    return fn.shapes if isinstance(fn, Elementwise) else ((),) * count
+
+
 def over_equations(group: Group, call: Any, arguments: Sequence[Any], *more: Any) -> Any:
     """call(*arguments, *more), mapped over the group's equations where they have numbers of their own, over all of its
     equations and pairs where inputs have."""
@@ -53,6 +62,7 @@ def over_equations(group: Group, call: Any, arguments: Sequence[Any], *more: Any
         return call(*arguments, *more)
     if not any(group.form[-1]):  # type: ignore[index]
         return jax.vmap(call)(*arguments, *more)
+    call, more = _apart(group, call, more)
     numbers = [n for own in more for n in own]
     rank = max(n.ndim for n in numbers)  # scalars of the inputs have all axes
     # The program's own numbers, one an equation, have none of the pairs' axes.
@@ -66,6 +76,28 @@ def over_equations(group: Group, call: Any, arguments: Sequence[Any], *more: Any
     closed = all(isinstance(f, Elementwise) and f.form is not None for f in functions)
     found = jax.vmap(call)(*items) if closed else mapped(lambda item: call(*item), items)
     return jax.tree.map(lambda x: x.reshape(lead), found)
+
+
+def _apart(group: Group, call: Any, more: tuple[Numbers, ...]) -> tuple[Any, tuple[Numbers, ...]]:
+    """Arrays among the numbers stay where they are, and are found by their equation; one that is spread over all pairs
+    would be copied for each."""
+    shapes = [_shapes(group, name, len(own)) for name, own in zip(("phi_numbers", "psi_numbers"), more, strict=False)]
+    if not any(map(any, shapes)):
+        return call, more
+    kept = [
+        tuple(jnp.arange(len(n)) if shape else n for n, shape in zip(own, these, strict=True))
+        for own, these in zip(more, shapes, strict=True)
+    ]
+
+    def found(*items: Any) -> Any:
+        start = len(items) - len(more)
+        back = [
+            tuple(n[i] if shape else i for n, i, shape in zip(own, item, these, strict=True))
+            for own, item, these in zip(more, items[start:], shapes, strict=True)
+        ]
+        return call(*items[:start], *back)
+
+    return found, tuple(kept)
 
 
 def pair(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:

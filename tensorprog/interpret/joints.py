@@ -12,6 +12,7 @@ import numpy as np
 from tensorprog.functions.crossing import crossing
 from tensorprog.functions.joint import Onto, Partial
 from tensorprog.functions.joint import joint as joint_expectation
+from tensorprog.functions.ruled import bare
 from tensorprog.interpret.buffers import Array, Buffer, Context, Result
 from tensorprog.interpret.integrals import both_numbers, over_equations
 from tensorprog.interpret.plan import Group
@@ -65,14 +66,16 @@ def joint(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer
             error = error + mapped(change, deltas).sum(0)  # a loop, compiled once
         return value, error
 
-    value, error = integral(left, right)
+    shapes = ((),) * len(numbers)
+    without = lambda fn: None if fn is None else bare(fn, shapes, count)  # rules that are not derivatives stay apart
+    value, error = integral(without(left), without(right))
     if buffer.tangent is None:
         return value, None, error, None
     tangent = tangent_error = jnp.zeros_like(value)
     for i in left_slots:
         for j in right_slots:
             assert right is not None, "a one-sided expectation has no tangent"
-            slope, own = integral(Partial(left, i), Partial(right, j))
+            slope, own = integral(without(Partial(left, i)), without(Partial(right, j)))
             moving = buffer.tangent[cells[:, i, j]]
             tangent = tangent + slope * moving
             tangent_error = tangent_error + own * jnp.abs(moving)

@@ -96,9 +96,11 @@ class Monomials:
 
     def values(self, leaves: Sequence[Any], dtype: Any) -> Any:
         """All monomials' values, one array."""
-        sizes = [math.prod(np.shape(leaf)) for leaf in leaves]
-        starts = np.cumsum([1, *sizes])  # position 0 of the flat numbers is the number 1, which fills up short products
-        flat = jnp.concatenate([jnp.ones(1, dtype), *(jnp.asarray(leaf, dtype).reshape(-1) for leaf in leaves)])
+        used = sorted({leaf for _, own in self.entries for leaf, _, _ in own})
+        sizes = [math.prod(np.shape(leaves[leaf])) for leaf in used]
+        # Position 0 of the flat numbers is the number 1, which fills up short products.
+        starts = dict(zip(used, np.cumsum([1, *sizes]).tolist(), strict=False))
+        flat = jnp.concatenate([jnp.ones(1, dtype), *(jnp.asarray(leaves[leaf], dtype).reshape(-1) for leaf in used)])
         constants = np.array([constant for constant, _ in self.entries])
 
         def factors(power: int) -> np.ndarray:
@@ -149,6 +151,7 @@ class Linear:
         self.types = list(structure.types)
         self.monomials = Monomials()
         self.sums: dict[tuple[LinComb, Sites], int] = {}
+        self.arrays: dict[Sites, list[int]] = {}
         self.facts: dict[int, Facts] = {}
         for position in range(len(self.instructions)):
             self._affine(position)
@@ -301,6 +304,26 @@ class Linear:
             return self.monomials.add(1.0, ((num.index, 0, 1),))
         ids = [self.monomials.add(1.0, ((num.index, i, 1),)) for i in range(math.prod(shape))]
         return np.broadcast_to(np.array(ids).reshape(shape), sites).reshape(-1)
+
+    def held(self, num: Num) -> tuple[int, Sites]:
+        """A number that a function holds, and its shape: a monomial, or of an array its place among those of its shape.
+
+        Arrays are numbers as a whole: a table of a thousand entries is no thousand numbers.
+        """
+        shape = self.structure.number_sites[num.index]
+        if not shape:
+            return int(self.number(num, ())), shape
+        known = self.arrays.setdefault(shape, [])
+        if num.index not in known:
+            known.append(num.index)
+        return known.index(num.index), shape
+
+    def array_values(self, leaves: Sequence[Any], dtype: Any) -> dict[Sites, Any]:
+        """The arrays that functions hold, by shape, along a first axis."""
+        return {
+            shape: jnp.stack([jnp.asarray(leaves[index], dtype) for index in known])
+            for shape, known in self.arrays.items()
+        }
 
     def ratio(self, rows: Dim, cols: Dim) -> int:
         """rows/cols of a transpose: Wᵀ's entries have variance var/cols, and its rows have length rows."""

@@ -99,15 +99,27 @@ class Tables:
         lines, inverse = np.unique(np.column_stack([cells, numbers]), axis=0, return_inverse=True)
         return np.array([self.rows[fn][tuple(line)] for line in lines.tolist()])[inverse.reshape(-1)]
 
-    def sides(self, same: Plan, values: jax.Array, monomials: jax.Array, *, slope: bool) -> list[Any]:
+    def sides(
+        self,
+        same: Plan,
+        values: jax.Array,
+        monomials: jax.Array,
+        arrays: dict[tuple[int, ...], jax.Array],
+        *,
+        slope: bool,
+    ) -> list[Any]:
         """The tables for n inputs, leading axes (lines, n), in the order of `rows`."""
         found = []
         for fn, lines in self.rows.items():
             cells, *numbers = np.array(list(lines)).T
             variances = values[same.kept(cells)]
             if numbers:
-                own = tuple(monomials[ids] for ids in numbers)
-                found.append(jax.vmap(lambda a, *n, fn=fn: base.sides(fn, a, n, slope=slope))(variances, *own))
+                # What all lines share is not copied for each: an array may be large.
+                shared = [bool((ids == ids[0]).all()) for ids in numbers]
+                known = [arrays[shape] if shape else monomials for shape in fn.shapes]
+                own = [k[ids[0] if one else ids] for k, ids, one in zip(known, numbers, shared, strict=True)]
+                line = lambda a, *n, fn=fn: base.sides(fn, a, n, slope=slope)
+                found.append(jax.vmap(line, (0, *(None if one else 0 for one in shared)))(variances, *own))
             else:
                 found.append(base.sides(fn, variances, slope=slope))
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import reduce
 from itertools import permutations
 from operator import add, mul
@@ -10,7 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from tensorprog.functions.ruled import Bare
 from tensorprog.interpret.buffers import Array, Buffer, Context, Result, one_input
 from tensorprog.interpret.plan import Group
 
@@ -137,7 +140,9 @@ def scalar(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffe
     _, fn, arguments, held = group.form  # type: ignore[misc]
     cells, ids = arrays["calls"], arrays["monomials"]
 
-    def call(cells: Array, numbers: Array) -> Array:
+    own_numbers = ids.shape[-1] - len(held)
+
+    def call(cells: Array, numbers: Array, arrays: Sequence[Array]) -> Array:
         parts, places = {True: cells, False: numbers}, {True: 0, False: 0}
 
         def take(is_cell: bool, shape: tuple[int, ...]) -> Array:
@@ -146,15 +151,20 @@ def scalar(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffe
             return parts[is_cell][start : places[is_cell]].reshape(shape)
 
         own = [take(*argument) for argument in arguments]
-        found = fn(*own, numbers=tuple(take(False, shape) for shape in held))
-        return jnp.asarray(found, cells.dtype).reshape(-1)
+        return jnp.asarray(fn(*own, numbers=tuple(arrays)), cells.dtype).reshape(-1)
 
-    inputs = jax.vmap(call, in_axes=(1, None), out_axes=1)  # cells (K, n), numbers (L,)
-    values, numbers = buffer.value[cells], context.monomials[ids]
-    value = jax.vmap(inputs)(values, numbers)
+    inputs = jax.vmap(call, in_axes=(1, None, None), out_axes=1)  # cells (K, n), numbers (L,)
+    values, numbers = buffer.value[cells], context.monomials[ids[:, :own_numbers]]
+    # What calls share is not copied for each.
+    which = ids[:, own_numbers:]
+    known = [context.arrays[shape] if shape else context.monomials for shape in held]
+    shared = [isinstance(ids, np.ndarray) and bool((column == column[0]).all()) for column in which.T]
+    kept = [k[column[0] if one else column] for k, column, one in zip(known, which.T, shared, strict=True)]
+    value = jax.vmap(inputs, (0, 0, [None if one else 0 for one in shared]))(values, numbers, kept)
     error = None
     if buffer.error is not None:
-        slopes = jax.vmap(jax.vmap(jax.jacfwd(call), in_axes=(1, None), out_axes=2))(values, numbers)
+        slope = jax.vmap(jax.jacfwd(Bare(call)), in_axes=(1, None, None), out_axes=2)
+        slopes = jax.vmap(slope, (0, 0, [None if one else 0 for one in shared]))(values, numbers, kept)
         moved = jnp.einsum("qmkn,qkn->qmn", jnp.abs(slopes), buffer.error[cells])
         error = (moved + 16 * jnp.finfo(value.dtype).eps * jnp.abs(value)).reshape(-1, value.shape[-1])
     return value.reshape(-1, value.shape[-1]), None, error, None

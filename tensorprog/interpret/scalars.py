@@ -221,8 +221,7 @@ class Scalars:
         count = len(moment.vectors)
         arguments += [(True, (count,)), (True, (count * count,))]
         held = tuple(self.ask.structure.number_sites[n.index] for n in moment.numbers)
-        for num, shape in zip(moment.numbers, held, strict=True):
-            numbers += list(np.broadcast_to(linear.number(num, shape), (math.prod(shape),)))
+        numbers += [linear.held(num)[0] for num in moment.numbers]
         size = math.prod(sites)
         rows = [np.broadcast_to(n, (size,)) for n in numbers]
         out = self._new("scalar", ref, size)
@@ -245,8 +244,7 @@ class Scalars:
             else:
                 cells.append(self.cells(scalar))
         held = tuple(structure.number_sites[n.index] for n in instruction.numbers)
-        for num, shape in zip(instruction.numbers, held, strict=True):
-            numbers.append(np.broadcast_to(linear.number(num, shape), (math.prod(shape),)))
+        numbers += [np.array([linear.held(num)[0]]) for num in instruction.numbers]
         row = lambda parts: np.concatenate([*parts, np.zeros(0, dtype=np.int64)])[None]
         out = self._new("scalar", ref, linear.size(ref))
         equation = ScalarEq(out, instruction.fn, tuple(arguments), held, row(cells), row(numbers))

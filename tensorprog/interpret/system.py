@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +15,7 @@ import numpy as np
 
 from tensorprog.batch import require_program
 from tensorprog.errors import NotIntegrated, ProgramError, bad_argument, problem
+from tensorprog.functions.base import Elementwise
 from tensorprog.gia import Finding, backward_products, forward_transposes, readout_findings
 from tensorprog.interpret.buffers import Alone, Buffer, Context
 from tensorprog.interpret.demand import Demand
@@ -71,6 +72,12 @@ class Moments:
             return known
         cells = np.where(ids < 0, -1 - ids, -1 - ids.min())  # where it is no scalar, any
         return np.where((ids < 0)[None, :, None], np.moveaxis(values[:, self.same.kept(cells)], -1, 2), known)
+
+    def function_numbers(self, leaves: Any, dtype: Any, phi: Elementwise, ids: Sequence[int]) -> tuple[Array, ...]:
+        """Values of a function's numbers, none of them scalars of an input."""
+        linear = self.demand.linear
+        monomials, arrays = linear.monomials.values(leaves, dtype), linear.array_values(leaves, dtype)
+        return tuple((arrays[shape] if shape else monomials)[i] for shape, i in zip(phi.shapes, ids, strict=True))
 
 
 def kernel_structure(program: object, caller: str) -> Structure:
@@ -195,10 +202,10 @@ def same_stage(m: Moments, leaves: Any, x: tuple[Array, ...], *, slope: bool, er
     """The same-input system; `slope` makes what the NTK needs as well."""
     dtype = _dtype(x)
     monomials = m.demand.linear.monomials.values(leaves, dtype)
-    context = Context((x, x), monomials)
+    context = Context((x, x), monomials, m.demand.linear.array_values(leaves, dtype))
     found = evaluate(m.same, context, (x[0].shape[0] if x else 1,), tangent=False, error=error)
     # Derivatives of expectations are expectations: nothing differentiates through the tables, nor the searches in them.
-    known = jax.lax.stop_gradient((found.value, monomials))
+    known = jax.lax.stop_gradient((found.value, monomials, context.arrays))
     return Alone(found.value, found.error, m.tables.sides(m.same, *known, slope=slope))
 
 
@@ -221,7 +228,8 @@ def cross_stage(
     dtype = _dtype(x1)
     monomials = m.demand.linear.monomials.values(leaves, dtype)
     own = seeds(m, monomials, weights.astype(dtype)) if tangent else None
-    context = Context((x1, x2), monomials, own, left, right, valid, matched)
+    arrays = m.demand.linear.array_values(leaves, dtype)
+    context = Context((x1, x2), monomials, arrays, own, left, right, valid, matched)
     n1, n2 = (x[0].shape[0] if x else 1 for x in (x1, x2))
     batch = (n1,) if matched else (n1, n2)
     return evaluate(m.cross, context, batch, tangent=tangent, error=error, deltas=deltas)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.functions.frozen import Function
+from tensorprog.functions.jaxprs import pushforward
 from tensorprog.interpret.spaces import HIGHEST
 from tensorprog.ir import (
     BiasVector,
@@ -84,7 +85,7 @@ def _with_tangent(
     dtype: jnp.dtype,
 ) -> tuple[Array, Array]:
     """The same with its directional derivative in the vectors."""
-    return jax.jvp(lambda *a: _applied(fn, numbers, a, scalars, over, dtype), arguments, tangents)
+    return pushforward(lambda *a: _applied(fn, numbers, a, scalars, over, dtype), arguments, tangents)
 
 
 class Run:

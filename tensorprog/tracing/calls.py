@@ -11,9 +11,11 @@ import numpy as np
 
 from tensorprog.errors import ProgramError
 from tensorprog.functions.frozen import Function, freeze, name_of
+from tensorprog.functions.thaw import Derived
 from tensorprog.ir import Nonlin, Num, ScalarRef, Sites, VectorType
 from tensorprog.show import dimension
 from tensorprog.tracing.builder import Builder
+from tensorprog.tracing.inspection import bent, fault
 from tensorprog.tracing.traced import AnyScalar, AnyVector, Traced
 
 
@@ -81,19 +83,29 @@ def take(builder: Builder, fn: Callable[..., Any], what: str) -> tuple[Function,
     return frozen, tuple(builder.unnamed_number(value, kind) for value in held)
 
 
-def result_shape(builder: Builder, fn: Function, numbers: Sequence[Num], shapes: Sequence[Sites], what: str) -> Sites:
-    """The shape of what a function returns for arguments of given shapes.
+def result_shape(
+    builder: Builder,
+    fn: Function,
+    numbers: Sequence[Num],
+    shapes: Sequence[Sites],
+    what: str,
+    *,
+    coordinates: bool = False,
+) -> Sites:
+    """The shape of what a function returns for arguments of given shapes; `coordinates`: each is one of a wide vector.
 
-    **Raises:** `ProgramError` for a function that JAX cannot trace, or that returns what is no array of real numbers.
+    **Raises:** `ProgramError` for a function that JAX cannot trace, that returns what is no array of real numbers, or
+    that does to a coordinate what only whole axes have done to them.
     """
     held = tuple(builder.scalar_sites(num) for num in numbers)
-    key = (fn, tuple(shapes), held)
+    key = (fn, tuple(shapes), held, coordinates)
     if key not in builder.shapes:
         dtype = jnp.result_type(float)
         arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
         values = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape in held)
         try:
-            result = jax.eval_shape(lambda args, nums: one_array(fn(*args, numbers=nums)), arguments, values)
+            traced = jax.make_jaxpr(lambda args, nums: one_array(fn(*args, numbers=nums)))(arguments, values)
+            (result,) = traced.out_avals
         except jax.errors.JAXTypeError as error:
             builder.fail(
                 what, f"JAX cannot trace {fn.name}: it asks for the value of its argument ({_first_line(error)})",
@@ -105,9 +117,16 @@ def result_shape(builder: Builder, fn: Function, numbers: Sequence[Num], shapes:
             given = "(" + ", ".join("×".join(map(str, shape)) if shape else "number" for shape in shapes) + ")"
             builder.fail(
                 what, f"{fn.name}{given} fails: {type(error).__name__}: {_first_line(error)}",
-                "give a JAX function of so many numbers, that returns one number"
+                "give a JAX function of so many numbers, that returns one number; averages over the width are "
+                "tp.moment(fn, x), and functions of whole site axes tp.nonlin(fn, x, over=axes)"
                 if not any(shapes) else "give a JAX function of such arrays",
             )  # fmt: skip
+        own = not isinstance(fn.root, Derived)  # a backward pass writes what it likes
+        found = fault(traced.jaxpr, len(shapes) if coordinates else 0) if own else None
+        if coordinates and own and found is None:
+            found = bent(fn, len(shapes), held, traced.jaxpr)
+        if found is not None:
+            builder.fail(what, found.why, found.remedy)
         if jnp.issubdtype(result.dtype, jnp.complexfloating):
             builder.fail(what, f"{fn.name} returns complex numbers", "return real numbers")
         builder.shapes[key] = result.shape
@@ -174,7 +193,7 @@ def _check_vector(builder: Builder, value: Any, what: str) -> None:
 
 def one_number(builder: Builder, fn: Function, numbers: Sequence[Num], count: int, what: str) -> None:
     """A function of `count` coordinates returns one number."""
-    shape = result_shape(builder, fn, numbers, [()] * count, what)
+    shape = result_shape(builder, fn, numbers, [()] * count, what, coordinates=True)
     if shape != ():
         builder.fail(
             what, f"{fn.name} sees one coordinate and returns an array of shape {shape}",
