@@ -5,6 +5,7 @@ Backward lines are written for one target at a time: an output, or one pair of a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -153,7 +154,8 @@ class Writer:
             system = self.system if not alone and equation.where[k][k] == "own" else None
             side = alone or ("L" if k in equation.left_slots else "R")
             names[k] = self.owner(int(equation.cov[i, k, k]), side, system)
-        number = lambda index: f"{self.coefficient(int(equation.numbers[i, index])):.6g}"
+        places = np.cumsum([0, *map(math.prod, equation.left.shapes)])  # arrays before a number have several entries
+        number = lambda index: f"{self.coefficient(int(equation.numbers[i, places[index]])):.6g}"
         return [written(f.expr, names, number) for f in (equation.left, equation.right) if f is not None]
 
     # ---- equations

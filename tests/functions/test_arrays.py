@@ -36,8 +36,8 @@ def function(fn):
 
 def test_values_and_derivatives_in_an_array():
     """E (w₀ z + w₁ z²)² = w₀² a + 3 w₁² a²."""
-    phi, _ = function(quadratic(W))
-    square = lambda w, a: expect_one(phi, phi, a, (w,), (w,))
+    phi, _ = function(lambda a: quadratic(W)(a) ** 2)
+    square = lambda w, a: general.mean(phi.fn, a, (w,))[0]
     a = 1.7
     value, (dw, da) = jax.jit(jax.value_and_grad(square, (0, 1)))(W, a)
     np.testing.assert_allclose(value, W[0] ** 2 * a + 3 * W[1] ** 2 * a * a, rtol=1e-13)
@@ -45,6 +45,7 @@ def test_values_and_derivatives_in_an_array():
     np.testing.assert_allclose(da, W[0] ** 2 + 6 * W[1] ** 2 * a, rtol=1e-12)
 
 
+@pytest.mark.full
 def test_interpolation_and_its_derivatives():
     """A function with kinks at the knots; E φ is Σ value · (hat's mean), so it is linear in the values."""
     phi, _ = function(lambda a: jnp.interp(a, KNOTS, VALUES))
@@ -58,10 +59,16 @@ def test_interpolation_and_its_derivatives():
     np.testing.assert_allclose(value, hats @ VALUES, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_moments_with_arrays():
     program = network(lambda h: h * tp.moment(lambda a: W[0] * a * a + W[1], h))
     own = np.array([W[0] * A + W[1], W[0] * B + W[1]])
     np.testing.assert_allclose(tp.nngp(program, X), np.outer(own, own) * [[A, C], [C, B]], rtol=1e-13)
+
+
+@pytest.mark.full
+def test_moments_are_differentiated_in_arrays():
+    own = np.array([W[0] * A + W[1], W[0] * B + W[1]])
     grad = jax.grad(lambda w: tp.nngp(network(lambda h: h * tp.moment(lambda a: w[0] * a * a + w[1], h)), X)[0, 1])(W)
     np.testing.assert_allclose(grad, [C * (A * own[1] + B * own[0]), C * own.sum()], rtol=1e-12)
 
@@ -88,7 +95,7 @@ def test_kernels_and_their_derivatives():
     np.testing.assert_allclose(grad, [2 * W[0] * C, 2 * W[1] * (A * B + 2 * C * C)], rtol=1e-11)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_layers_with_arrays_of_their_own():
     """Equal functions with other arrays are one group of equations, also in a loop over layers."""
 
@@ -106,7 +113,7 @@ def test_layers_with_arrays_of_their_own():
     np.testing.assert_allclose(tp.nngp(tp.trace(f, tp.Input(2)), X)[0, 0], a, rtol=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_functions_of_two_vectors_with_arrays():
     def program(w):
         def f(x):
@@ -121,7 +128,7 @@ def test_functions_of_two_vectors_with_arrays():
     np.testing.assert_allclose(grad, [2 * W[0] * C * C, 2 * W[1] * C], rtol=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_slopes_of_pairs_in_an_array():
     """d/dw of E φ′(u)φ′(v) = w₀² + 4 w₁² c."""
     phi, _ = function(quadratic(W))

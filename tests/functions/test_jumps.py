@@ -59,7 +59,12 @@ def square(places, fn, variance):
     return (w * fn(np.sqrt(variance) * z) ** 2).sum()
 
 
-@pytest.mark.parametrize("fn", FUNCTIONS, ids=lambda fn: getattr(fn, "__name__", "fn"))
+def rarely(fns, *usual):
+    """All of them in the full run, the usual ones always."""
+    return [pytest.param(fn, id=fn.__name__, marks=() if fn in usual else pytest.mark.full) for fn in fns]
+
+
+@pytest.mark.parametrize("fn", rarely(FUNCTIONS, quarters))
 def test_all_jumps_within_reach(fn):
     phi = elementwise_of(fn)
     places, heights = (np.asarray(x) for x in jumps(phi.fn, (), jnp.float64))
@@ -67,7 +72,8 @@ def test_all_jumps_within_reach(fn):
     np.testing.assert_allclose(places[near], FUNCTIONS[fn][0], rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("fn", [quarters, square_wave], ids=lambda fn: fn.__name__)
+@pytest.mark.slow
+@pytest.mark.parametrize("fn", rarely([quarters, square_wave], quarters))
 def test_second_moment_and_its_derivative(fn):
     phi, (places, plain), a = elementwise_of(fn), FUNCTIONS[fn], 0.7
     value, slope = jax.jit(jax.value_and_grad(lambda a: expect_one(phi, phi, a)))(a)
@@ -77,7 +83,7 @@ def test_second_moment_and_its_derivative(fn):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.full)])
 def test_kernel_of_a_staircase_and_its_derivative(dtype):
     """x = [1, 1] against [1, −0.3], variance 1.5: given u, v's staircase is a sum of normal probabilities."""
     phi, places = elementwise_of(quarters), (np.arange(-60, 60) + 0.5) / 4
@@ -104,11 +110,16 @@ def test_more_jumps_than_are_kept():
     fine, finer = (elementwise_of(lambda z, n=n: jnp.round(n * z) / n) for n in (50, 1000))
     assert [bool(crowded(fine, v)) for v in (0.05, 1.0)] == [False, True]
     assert bool(crowded(finer, 0.01))
-    assert not bool(crowded(elementwise_of(quarters), 10.0)) and bool(crowded(elementwise_of(jnp.floor), 1e3))
+    assert not bool(crowded(elementwise_of(quarters), 10.0)) and bool(crowded(elementwise_of(quarters), 20.0))
+
+
+@pytest.mark.full
+def test_few_jumps_are_never_too_many():
+    assert bool(crowded(elementwise_of(jnp.floor), 1e3))
     assert not any(bool(crowded(elementwise_of(fn), FINE)) for fn in (steps, jax.nn.relu6, lambda z: jnp.tanh(1e4 * z)))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_they_are_refused_at_their_line():
     def network(fn):
         def f(x):
