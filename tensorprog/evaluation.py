@@ -141,7 +141,7 @@ def _traced(asked: _Asked, leaves: Any, weights: Array, x1: tuple[Array, ...], x
     diagonal in each, which an input with itself does not know. So the first are of inputs that stand still, and what
     is added is 0 and has the derivatives in the inputs alone."""
     held = jax.lax.stop_gradient((x1, x2))
-    grid = _Grid(asked, leaves, weights, *held, _alike(held[0], None if asked.alone else held[1]))
+    grid = _Grid(asked, leaves, weights, *held, alike=_alike(held[0], None if asked.alone else held[1]))
     results = grid.targets(grid.in_jax(), jnp)
     if all(is_concrete(a) for a in (*x1, *x2)):
         return results
@@ -156,7 +156,7 @@ def _in_numbers(asked: _Asked, order: int, numbers: Any, inputs: Any) -> Any:
         below = lambda numbers: _in_numbers(asked, order - 1, numbers, inputs)
         return jax.jvp(below, (numbers[0],), (numbers[1],))[1]
     own = np.eye(len(inputs[0][0]), dtype=bool) if asked.alone else None
-    grid = _Grid(asked, *numbers, *inputs, own)
+    grid = _Grid(asked, *numbers, *inputs, alike=own)
     return grid.targets(grid.in_jax(), jnp)
 
 

@@ -52,7 +52,7 @@ def test_what_is_not_a_function_of_one_example(f: Any, words: str, count: int) -
 @pytest.mark.slow
 def test_other_kernels_say_it_too() -> None:
     with pytest.warns(KernelWarning, match="mixes"):
-        empirical.ntk_vector_product(normalised, W, X, np.ones((3, 6)))
+        empirical.ntk_vector_product(normalised, W, X, jnp.ones((3, 6)))
     with pytest.warns(KernelWarning, match="mixes"):
         empirical.nngp(normalised, lambda key: jax.random.normal(key, (4, 6)), X, seeds=2)
 
