@@ -194,6 +194,11 @@ class Check:
             if kind not in self.seen or name in ("linear", "scaled"):  # whose coefficients differ in sign
                 self.seen.add(kind)
                 self.moved(place, rule, group, arrays, context, state)
+                if (
+                    name == "batch" and state.buffer.tangent is not None
+                ):  # beside whose bound of tangents others are small
+                    held = replace(state.buffer, tangent_error=0 * state.buffer.tangent_error)
+                    self.moved(f"{place}, tangents exact", rule, group, arrays, context, replace(state, buffer=held))
             return rule(group, arrays, context, buffer)
 
         return checked
