@@ -244,11 +244,12 @@ def _sampled(program: Program, found: Sampled, error: bool) -> Kernels:
     own = (found.nngp, found.ntk, found.nngp_error, found.ntk_error)
     if not program.structure.inputs:
         own = tuple(None if k is None else k[0, 0] for k in own)
-    return _with_errors(program, *own, error)
+    return _with_errors(program, own, error)
 
 
-def _with_errors(program: Program, nngp: Any, ntk: Any, nngp_error: Any, ntk_error: Any, error: bool) -> Kernels:
+def _with_errors(program: Program, estimated: tuple[Any, ...], error: bool) -> Kernels:
     """Estimated kernels, with standard errors where these are asked for; what is not finite is refused."""
+    nngp, ntk, nngp_error, ntk_error = estimated
     if all(is_concrete(k) for k in (nngp, ntk) if k is not None):
         finite(program, {"value": nngp, "tangent": ntk})
     if not error:
@@ -280,7 +281,8 @@ def _backward(
     found = []
     for output in structure.outputs:
         whole = backward_kernels(program, output, joined, weights, options)
-        found.append(_with_errors(program, *(k[rows][:, columns] if joined else k[0, 0] for k in whole), error))
+        own = tuple(k[rows][:, columns] if joined else k[0, 0] for k in whole)
+        found.append(_with_errors(program, own, error))
     return found, structure.single
 
 

@@ -44,7 +44,7 @@ class Roads:
 
     def __init__(self) -> None:
         self.off = {"value": 0.0, "slope": 0.0}
-        self.known = tuple(product((*KINDS, "batch"), self.off))
+        self.known: tuple[tuple[str, str], ...] = tuple(product((*KINDS, "batch"), self.off))
 
     def road(self, kind: str, which: str, *arguments: Any) -> tuple[Any, Any]:
         """Something that depends on every argument, and what it may be off by."""
@@ -194,6 +194,10 @@ class Check:
             if kind not in self.seen or name in ("linear", "scaled"):  # whose coefficients differ in sign
                 self.seen.add(kind)
                 self.moved(place, rule, group, arrays, context, state)
+                if name == "batch" and state.buffer.tangent is not None:
+                    # Its bound of what tangents are off by is so wide that others are not seen beside it.
+                    held = replace(state.buffer, tangent_error=np.zeros_like(state.buffer.tangent))
+                    self.moved(f"{place}, tangents exact", rule, group, arrays, context, replace(state, buffer=held))
             return rule(group, arrays, context, buffer)
 
         return checked
@@ -230,7 +234,7 @@ class Check:
         def errors(shape: tuple[int, ...]) -> Any:
             return array(OFF * self.rng.uniform(0.5, 1.5, shape))
 
-        made = lambda kind, like: None if like is None else kind(like.shape)
+        made: Any = lambda kind, like: None if like is None else kind(like.shape)
         own = Buffer(*(made(k, a) for k, a in zip((numbers, numbers, errors, errors), _fields(buffer), strict=True)))
         if own.tangent is not None:  # as they are in the first layer
             own.tangent[self.rng.random(own.tangent.shape) < 0.3] = 0.0
@@ -261,11 +265,11 @@ def compare(place: str, stated: Any, value: Any, moved: list[Any]) -> None:
     if value is None:
         assert stated is None or not np.any(stated), place
         return
-    expected = sum(np.abs(m - value) for m in moved)
+    expected = np.abs(np.stack(moved) - value).sum(0)
     assert stated is not None or not expected.any(), f"{place}: no bound"
     stated = 0.0 if stated is None else stated
     assert (stated >= 0.999 * expected - 1e-13).all(), f"{place}: a bound of {stated} for {expected}"
-    assert (stated <= 10 * expected + 1e-13).all(), f"{place}: a bound of {stated} for {expected}"
+    assert (stated <= 100 * expected + 1e-13).all(), f"{place}: a bound of {stated} for {expected}"
 
 
 def rounded(rule: Any, group: Any, arrays: Any, context: Context, state: State, to: Any) -> Any:
