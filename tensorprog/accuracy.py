@@ -124,13 +124,15 @@ def _off(fn: Vectorial, slopes: bool, cov: Any, numbers: Any) -> jax.Array:
     size = cov.shape[-1]
     functions = [fn, *(Partial(fn, i) for i in range(size))] if slopes else [fn]
     places = tuple(range(size))
-    blocks = jnp.pad(cov[:APART], ((0, 0), (0, 2 - size), (0, 2 - size)))
+    near = jnp.repeat(jnp.asarray(CORRELATIONS, cov.dtype), APART)[:, None, None]
+    blocks, own = jax.tree.map(lambda x: jnp.concatenate([x[:APART]] * len(CORRELATIONS)), (cov, numbers))
+    blocks = jnp.pad(blocks, ((0, 0), (0, 2 - size), (0, 2 - size)))
     found = []
     for f in functions:
         squares, errors = jax.lax.map(lambda at, f=f: joint(f, f, *at), (cov, numbers))
-        for correlation in CORRELATIONS:
-            covs, own = (blocks, blocks, correlation * blocks), tuple(n[:APART] for n in numbers)
-            _, apart = jax.lax.map(lambda at, f=f: crossing((f, f), (places, places), size, *at), (covs, own))
-            errors = jnp.concatenate([jnp.maximum(errors[:APART], apart), errors[APART:]])
-        found.append(errors / jnp.where(squares > 0, squares, 1.0))
+        off = lambda at, f=f: crossing((f, f), (places, places), size, *at)[1]
+        apart = jax.lax.map(off, ((blocks, blocks, near * blocks), own)).reshape(-1, APART).max(0)
+        errors = jnp.concatenate([jnp.maximum(errors[:APART], apart), errors[APART:]])
+        relative = errors / jnp.where(squares > 0, squares, 1.0)
+        found.append(jnp.where((squares > 0) | (errors == 0), relative, UNKNOWN))
     return jnp.stack(found)

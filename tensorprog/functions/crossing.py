@@ -29,6 +29,7 @@ from tensorprog.functions.joint import EDGE, OUTSIDE, Moved, Onto, Partial, Plai
 
 Array = jax.Array
 DEGREES = 48
+_CHUNK = 64
 _HIGHEST = jax.lax.Precision.HIGHEST
 _ACCEPTED = {"float64": 1e-10, "float32": 1e-5}
 """A series stands where its bound is below this part of the functions' sizes."""
@@ -178,19 +179,19 @@ def _crossing(functions: Any, bounds: bool, covs: Any, numbers: Any, held: Any) 
     left_out = jnp.abs(angles[1]) ** DEGREES * jnp.sqrt(tails[0] * tails[1])
     left_out = left_out + off[0] * jnp.sqrt(squares[1]) + off[1] * jnp.sqrt(squares[0]) + 256 * eps * size
 
-    def near(item: Any) -> tuple[Array, Array]:
-        i, j, own, *_ = item
-        parts = zip((i, j), roots, given, strict=True)
-        ends = [jax.tree.map(lambda x, k=k: flat(x)[k], own) for k, *own in parts]
-        return _on_grids(functions, bounds, ends, own)
+    def series(item: Any) -> Array:
+        i, j, own = item
+        return _sum((tables[0][i], tables[1][j]), own)
 
     def one(item: Any) -> tuple[Array, Array]:
-        i, j, own, bound, enough = item
-        series = lambda _: (_sum((tables[0][i], tables[1][j]), own), bound)
-        return jax.lax.cond(enough, series, near, item)
+        i, j, own, *known, enough = item
+        parts = zip((i, j), roots, given, strict=True)
+        ends = [jax.tree.map(lambda x, k=k: flat(x)[k], part) for k, *part in parts]
+        return jax.lax.cond(enough, lambda: tuple(known), lambda: _on_grids(functions, bounds, ends, own))
 
     enough = left_out <= _ACCEPTED[c.dtype.name] * size
-    value, error = jax.lax.map(one, (*rows, angles, left_out, enough))
+    value = jax.lax.map(series, (*rows, angles), batch_size=min(_CHUNK, len(rows[0])))
+    value, error = jax.lax.map(one, (*rows, angles, value, left_out, enough))
     error = error + between[0] * jnp.sqrt(squares[1]) + between[1] * jnp.sqrt(squares[0])
     error = jnp.where(jnp.isfinite(value) & ~jnp.isnan(error), error, jnp.inf)
     return value.reshape(shape), error.reshape(shape)

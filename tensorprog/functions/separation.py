@@ -249,8 +249,9 @@ class _Trace:
 
 def _number(value: _Value) -> Any:
     """What a value is that is no more than a number of the text."""
-    alone = not isinstance(value, _Affine) and len(value) == 1 and len(value[0]) == 1
-    return value[0][0].number if alone else None
+    if isinstance(value, _Affine) or len(value) != 1 or len(value[0]) != 1:
+        return None
+    return value[0][0].number
 
 
 def _called(equation: Any) -> str | None:

@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, Protocol, assert_never
 
 import jax.numpy as jnp
@@ -104,16 +104,21 @@ def factors(expr: Expr) -> list[Expr]:
 
 def multiply(parts: Sequence[Expr]) -> Expr | None:
     """The product of expressions; None for the empty product."""
-    return reduce(lambda a, b: Call(MULTIPLY, (a, b)), parts) if parts else None
+    return reduce(_product, parts) if parts else None
+
+
+def _product(a: Expr, b: Expr) -> Expr:
+    return Call(MULTIPLY, (a, b))
 
 
 def expanded(expr: Expr, most: int) -> list[Expr]:
     """An expression as a sum of at most so many products, by its own sums and products; else as it is."""
+    found: list[Expr]
     match expr:
         case Call(fn=fn, args=(left, right)) if fn == MULTIPLY:
             found = [Call(MULTIPLY, (a, b)) for a in expanded(left, most) for b in expanded(right, most)]
         case Sum(terms=terms, constants=constants) if slots(expr) and len(terms) > 1:
-            scaled = [e if v is None else Call(MULTIPLY, (v, e)) for v, e in terms]
+            scaled: list[Expr] = [e if v is None else Call(MULTIPLY, (v, e)) for v, e in terms]
             found = [*(t for e in scaled for t in expanded(e, most)), *constants]
         case _:
             found = [expr]
@@ -307,8 +312,9 @@ class _Composer:
                 if products is None:
                     args = tuple(self.expr(v, linear.broadcast(v, shape)[sites]) for v in vectors)
                     return Call(fn, (*args, *given), own)
-                parts = [[self.factor(f, vectors, shape, sites, given, own) for f in term] for term in products]
-                return Sum(tuple((None, multiply(part)) for part in parts)) if len(parts) > 1 else multiply(parts[0])
+                factor = partial(self.factor, vectors=vectors, shape=shape, sites=sites, scalars=given, numbers=own)
+                parts = [reduce(_product, map(factor, term)) for term in products]
+                return Sum(tuple((None, part) for part in parts)) if len(parts) > 1 else parts[0]
             case LinComb(terms=terms, constants=constants):
                 return self.combination(terms, constants, shape, sites)
             case Gather(xs=xs, source=source):
