@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,8 +12,10 @@ import numpy as np
 
 from tensorprog.batch import batch, random_key, require_program
 from tensorprog.errors import ProgramError, bad_argument, problem
+from tensorprog.functions.integrate import Found
 from tensorprog.gia import reached
-from tensorprog.interpret.particles import linear_obstacle
+from tensorprog.interpret.exact import exact
+from tensorprog.interpret.particles import integrals, linear_obstacle
 from tensorprog.interpret.roads import (
     NODES,
     Outputs,
@@ -22,6 +24,7 @@ from tensorprog.interpret.roads import (
     expectations,
     held,
     is_small,
+    is_smaller,
     particles,
     possible,
     widest,
@@ -140,12 +143,20 @@ def expected(
     key = jax.random.key(0) if options.key is None else random_key(options.key)
     take = partial(expectations, program, arrays, key, ends=ends, read=read)
     road = choose(program.structure, ends, options)
-    value, error = take(road=road)
-    coarse = options.method == "auto" and road.method == "quadrature"
-    if coarse and all(map(is_concrete, jax.tree.leaves((value, error)))) and not is_small(value, error, _GOOD):
-        road = choose(program.structure, ends, replace(options, method="particles"))
+    known = all(map(is_concrete, jax.tree.leaves((program.leaves, arrays))))
+    if road.method == "exact" and known:
+        value, error, found = exact(program, arrays, ends, read, options.naive)
+        word = "exact" if _settled(value, error, found) else "quadrature"
+    else:
         value, error = take(road=road)
-    return value, error, road.method
+        integrated = road.method == "exact" and integrals(program.structure, reached(program.structure, ends))
+        word = "quadrature" if integrated else road.method
+    if options.method == "auto" and word == "quadrature" and known and not is_small(value, error, _GOOD):
+        road = choose(program.structure, ends, replace(options, method="particles"))
+        drawn, spread = take(road=road)
+        if not is_smaller(error, spread):
+            value, error, word = drawn, spread, road.method
+    return value, error, word
 
 
 def choose(structure: Structure, ends: tuple[int, ...], options: Options) -> Road:
@@ -177,6 +188,17 @@ def choose(structure: Structure, ends: tuple[int, ...], options: Options) -> Roa
     points, replicates = particles(structure, ends, options.samples, options.chunk)
     together = points * replicates <= (held(structure, ends) if options.chunk is None else options.chunk)
     return Road(name, points, replicates, options.naive, together)
+
+
+def _settled(value: Any, error: Any, found: Mapping[int, Found]) -> bool:
+    """Whether values are known to 1e-9, or to the rounding of what was summed."""
+    dtypes = {np.asarray(v).dtype for v in jax.tree.leaves(value)}
+    rounding = 32 * max((float(np.finfo(d).eps) for d in dtypes), default=0.0)
+    size = max((float(np.max(f.size, initial=0.0)) for f in found.values()), default=0.0)
+    pairs = zip(jax.tree.leaves(value), jax.tree.leaves(error), strict=True)
+    return all(
+        (np.asarray(e) <= np.maximum(1e-9 * np.abs(np.asarray(v)), rounding * max(size, 1e-300))).all() for v, e in pairs
+    )
 
 
 def _check_outputs(program: Program) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.gia import reached
-from tensorprog.interpret.particles import Limit, LinearLimit, gaussians, linear_obstacle
+from tensorprog.interpret.particles import Limit, LinearLimit, gaussians, integrals, linear_obstacle
 from tensorprog.interpret.spaces import Draws, Forms, Grid
 from tensorprog.ir import Structure
 from tensorprog.program import Program
@@ -87,7 +87,10 @@ def _single(
         limit.run(positions)
         return read(limit)
 
-    fine, coarse = run(1.0), jax.lax.stop_gradient(run(COARSER))
+    fine = run(1.0)
+    if road.method == "exact" and not integrals(structure, positions):
+        return fine, jax.tree.map(jnp.zeros_like, fine)
+    coarse = jax.lax.stop_gradient(run(COARSER))
     return fine, jax.tree.map(lambda a, b: jax.lax.stop_gradient(jnp.abs(a - b)), fine, coarse)
 
 
@@ -161,3 +164,9 @@ def is_small(value: Any, error: Any, tolerance: float) -> bool:
     return all(
         np.max(np.asarray(e), initial=0) <= tolerance * np.max(np.abs(np.asarray(v)), initial=1) for v, e in pairs
     )
+
+
+def is_smaller(one: Any, other: Any) -> bool:
+    """Whether the largest of some errors is below that of others."""
+    largest = [max((float(np.max(np.asarray(e), initial=0)) for e in jax.tree.leaves(x)), default=0.0) for x in (one, other)]
+    return largest[0] <= largest[1]
