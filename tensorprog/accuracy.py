@@ -7,8 +7,6 @@ E (∂F)²) at the inputs' largest variances, where functions vary most.
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.errors import KernelWarning, located
+from tensorprog.errors import located, warn
 from tensorprog.functions.joint import Partial, disagreement
 from tensorprog.interpret.composite import Vectorial, remap
 from tensorprog.interpret.system import Moments, joint_equations
@@ -68,15 +66,7 @@ def _warn(program: Program, position: int, variance: float, off: float) -> None:
         "tp.kernels(error=True) bounds the kernel's error; lower the variances or the inputs' norms, or compare with "
         'method="backward"',
     )
-    warnings.warn(told, KernelWarning, stacklevel=_outside())
-
-
-def _outside() -> int:
-    """The level of the caller's first frame outside of the library, for its caller's `warnings.warn`."""
-    frame, level = inspect.currentframe(), 0
-    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == __name__.split(".")[0]:
-        frame, level = frame.f_back, level + 1
-    return level
+    warn(told)
 
 
 def _functions(program: Program, m: Moments, sides: Sequence[Any]) -> dict[Any, _Found]:

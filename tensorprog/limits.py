@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from tensorprog.batch import batch, random_key, require_program
-from tensorprog.errors import ProgramError, bad_argument, problem
+from tensorprog.errors import ProgramError, bad_argument, located, problem, warn
 from tensorprog.functions.integrate import Found
 from tensorprog.gia import reached
 from tensorprog.interpret.exact import exact
@@ -113,9 +113,11 @@ def limit(
     _check_outputs(program)
     arrays = batch(structure, x, "x")
     options = Options(samples, key, method, chunk, assume_gia)
-    value, error, taken = expected(program, arrays, structure.outputs, Outputs(structure.outputs), options)
+    found, errors, taken = expected(program, arrays, structure.outputs, Outputs(structure.outputs), options)
+    (value, sizes), (error, _) = found, errors
     if all(map(is_concrete, value)):
         _check_finite(program, value)
+        _warn_unsettled(program, value, error, sizes)
     if structure.single:
         value, error = value[0], error[0]
     return Limit(value, error, taken)
@@ -151,7 +153,8 @@ def expected(
         value, error = take(road=road)
         integrated = road.method == "exact" and integrals(program.structure, reached(program.structure, ends))
         word = "quadrature" if integrated else road.method
-    if options.method == "auto" and word == "quadrature" and known and not is_small(value, error, _GOOD):
+    judged = [x[0] if isinstance(read, Outputs) else x for x in (value, error)]  # not what is only told of outputs
+    if options.method == "auto" and word == "quadrature" and known and not is_small(*judged, _GOOD):
         road = choose(program.structure, ends, replace(options, method="particles"))
         drawn, spread = take(road=road)
         if not is_smaller(error, spread):
@@ -197,7 +200,8 @@ def _settled(value: Any, error: Any, found: Mapping[int, Found]) -> bool:
     size = max((float(np.max(f.size, initial=0.0)) for f in found.values()), default=0.0)
     pairs = zip(jax.tree.leaves(value), jax.tree.leaves(error), strict=True)
     return all(
-        (np.asarray(e) <= np.maximum(1e-9 * np.abs(np.asarray(v)), rounding * max(size, 1e-300))).all() for v, e in pairs
+        (np.asarray(e) <= np.maximum(1e-9 * np.abs(np.asarray(v)), rounding * max(size, 1e-300))).all()
+        for v, e in pairs
     )
 
 
@@ -225,6 +229,24 @@ def _check_numbers(samples: Any, chunk: Any) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise bad_argument(name, f"{value!r} draws give no limit and no standard error", f"give an int ≥ {least}")
+
+
+def _warn_unsettled(program: Program, values: Any, errors: Any, sizes: Any) -> None:
+    """Warn of outputs whose error is as large as they are, beside what they are an average of."""
+    structure = program.structure
+    for output, *own in zip(structure.outputs, values, errors, sizes, strict=True):
+        value, error, size = (np.abs(np.asarray(x)) for x in own)
+        bad = (error > 0.5 * value) & (error > 0.05 * size)
+        if bad.any():
+            at = np.flatnonzero(bad.reshape(-1))[0]
+            told = located(
+                structure.line(output) or structure.name,
+                expression(structure, program.leaves, output),
+                f"its limit is {value.reshape(-1)[at]:.3g} ± {error.reshape(-1)[at]:.2g}: what it averages lies where neither "
+                "nodes nor draws reach, or too close together",
+                "take a function that varies and grows more slowly, lower the variances, or give more samples",
+            )  # fmt: skip
+            warn(told)
 
 
 def _check_finite(program: Program, value: tuple[Any, ...]) -> None:

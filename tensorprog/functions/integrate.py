@@ -305,7 +305,9 @@ MOST = 3
 
 
 @lru_cache(maxsize=4096)
-def _mean(fn: Callable[..., Any], dimensions: int, shapes: tuple[tuple[int, ...], ...], data: tuple[bytes, ...]) -> Found:
+def _mean(
+    fn: Callable[..., Any], dimensions: int, shapes: tuple[tuple[int, ...], ...], data: tuple[bytes, ...]
+) -> Found:
     numbers = tuple(np.frombuffer(d).reshape(s) for d, s in zip(data, shapes, strict=True))
     return _known_mean(Known(fn, dimensions, numbers))
 

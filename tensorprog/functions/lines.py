@@ -37,7 +37,7 @@ class Line(NamedTuple):
     rates: tuple[float, float]
 
     def steepest(self) -> Pole | None:
-        return max(self.poles, key=lambda pole: pole.power, default=None)
+        return max(self.poles, key=lambda pole: (round(pole.power, 2), -abs(pole.place)), default=None)
 
 
 def _grid() -> np.ndarray:
@@ -119,7 +119,11 @@ def _poles(at: Any, places: np.ndarray) -> list[Pole]:
     values = values.reshape(len(places), 2, 3)
     logs = np.log(values)
     slopes = (logs[..., 1:] - logs[..., :-1]) / math.log(1e3)
-    power = np.where(np.isposinf(values[..., 2]), np.inf, np.where(np.isfinite(slopes).all(-1) & (slopes > 0).all(-1), slopes[..., 1], 0.0))
+    power = np.where(
+        np.isposinf(values[..., 2]),
+        np.inf,
+        np.where(np.isfinite(slopes).all(-1) & (slopes > 0).all(-1), slopes[..., 1], 0.0),
+    )
     power = np.where(values[..., 2] > 1.5 * values[..., 0], power, 0.0)
     power = np.where(np.isinf(power) & ~np.isfinite(values[..., 0]), 0.0, power).max(1)  # inf all around: no pole
     found: list[Pole] = []

@@ -33,6 +33,37 @@ _FIRST = {
 _DIFFERENCES = {"max", "min", "gt", "ge", "lt", "le", "eq", "ne", "atan2"}
 
 
+_TAME = {
+    "add", "sub", "neg", "mul", "add_any", "max", "min", "abs", "sign", "square", "tanh", "logistic", "erf", "erfc", "sin",
+    "cos", "atan", "select_n", "gt", "ge", "lt", "le", "eq", "ne", "and", "or", "not", "floor", "ceil", "round", "clamp",
+    "convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "copy", "copy_p", "stop_gradient",
+    "concatenate", "slice", "reduce_sum", "dot_general", "is_finite", "real", "stack", "pjit", *_CALLS,
+}  # fmt: skip
+
+
+def tame(fn: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether every operation of fn is bounded by a power and smooth but for kinks and jumps: then so is fn, its
+    derivative is too, and no expectation of them is missing."""
+    try:
+        return _tame(jax.make_jaxpr(fn)(*arguments).jaxpr)
+    except Exception:  # a function that JAX cannot trace like this is refused elsewhere, at its line
+        return False
+
+
+def _tame(jaxpr: Any) -> bool:
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        constant = all(hasattr(atom, "val") for atom in equation.invars)
+        power = name == "integer_pow" and params["y"] >= 0
+        divided = name == "div" and hasattr(equation.invars[1], "val")
+        if not (name in _TAME or power or divided or constant):
+            return False
+        inner = params.get(_CALLS.get(name, ""))
+        if inner is not None and not _tame(getattr(inner, "jaxpr", inner)):
+            return False
+    return True
+
+
 def signals(fn: Callable[..., Any]) -> Callable[..., tuple[Array, Array]]:
     """(quantities (J,), value) of a function of 0-d values, in place of its value alone."""
 

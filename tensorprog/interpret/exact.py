@@ -20,7 +20,7 @@ import numpy as np
 from tensorprog.functions.frozen import Function
 from tensorprog.functions.integrate import Found, mean
 from tensorprog.gia import reached
-from tensorprog.interpret.existence import refuse_missing
+from tensorprog.interpret.existence import refuse, refuse_missing
 from tensorprog.interpret.particles import Law, LinearLimit, gaussians, integrals
 from tensorprog.interpret.spaces import Forms
 from tensorprog.ir import Moment
@@ -90,19 +90,20 @@ def exact(
     wanted = integrals(structure, reached(structure, ends))
     dtype = jnp.result_type(*(arrays or (float,)))
     lead = arrays[0].shape[:1] if arrays else ()
-    given = {p: jnp.zeros((*lead, int(np.prod(structure.types[p].sites, dtype=int))), dtype) for p in wanted}
+    given = {p: jnp.zeros((*lead, 2, math.prod(structure.types[p].sites)), dtype) for p in wanted}
     run = partial(_run, program, arrays, ends=ends, read=read, naive=naive)
     found: dict[int, Found] = {}
     for position in wanted:
         law = jax.tree.map(np.asarray, run(given)[1][position])
         found[position] = _moment(program, position, law)
-        given = {**given, position: jnp.asarray(found[position].value, dtype)}
+        own = np.stack([found[position].value, found[position].size], -2)
+        given = {**given, position: jnp.asarray(own, dtype)}
     value, _ = run(given)
     if not wanted:
         return Exact(value, jax.tree.map(jnp.zeros_like, value), found)
     errors = []
     for group in np.array_split(np.array(wanted), min(len(wanted), MOVED)):
-        moved = {**given, **{p: given[p] + jnp.asarray(found[p].error, dtype) for p in group.tolist()}}
+        moved = {**given, **{p: given[p].at[..., 0, :].add(found[p].error) for p in group.tolist()}}
         errors.append(jax.tree.map(lambda a, b: jnp.abs(a - b), run(moved)[0], value))
     return Exact(value, jax.tree.map(lambda *e: sum(e), *errors), found)
 
@@ -122,5 +123,11 @@ def _moment(program: Program, position: int, law: Law) -> Found:
         settled = found.error <= 1e-9 * found.size
         if k == 0 or not settled:
             refuse_missing(program, position, Placed(moment.fn), kept.shape[1], own)
+        if not np.isfinite(found.error):
+            refuse(
+                program, position, f"its limit is out of reach of double precision (up to 1e308): {moment.fn.name} overflows "
+                f"before the density of its arguments, of variance {float((kept**2).sum(1).max(initial=0.0)):.3g}, makes up for it",
+                "lower the variances or the scale inside the function",
+            )  # fmt: skip
         results.append(found)
     return Found(*(np.array(x).reshape(shape) for x in zip(*results, strict=True)))

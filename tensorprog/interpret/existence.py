@@ -35,29 +35,44 @@ class Through:
         return self.fn(*(point[i] + t * direction[i] for i in range(self.dimensions)), *numbers)
 
 
-def fault(line: Line, name: str, power: int, deviation: float = 1.0, what: str | None = None) -> tuple[str, str] | None:
-    """Why E |fn|^power is no number for a Gaussian of the given deviation along the line, and what to do; or None."""
-    what = what or (f"E {name}(z)²" if power == 2 else f"E {name}(z)")
+@dataclass(frozen=True)
+class Asked:
+    """E |fn|^power, how it and the function are called, and what is said of places along a line: `at` gives the
+    function's arguments at t, `variance` theirs."""
+
+    name: str
+    power: int
+    what: str
+    variance: float
+    at: Callable[[float], str]
+
+
+def of_one(name: str, power: int, variance: float) -> Asked:
+    """A function of one centred Gaussian."""
+    return Asked(name, power, f"E {name}(z)" + "²" * (power == 2), variance, lambda t: f"z = {t:.4g}")
+
+
+def fault(line: Line, ask: Asked, deviation: float = 1.0) -> tuple[str, str] | None:
+    """Why an expectation is no number for a Gaussian t of the given deviation along the line, and what to do; or
+    None."""
+    name = ask.name
     if line.undefined is not None and abs(line.undefined[0]) <= FAR * deviation:
         at, value = line.undefined
-        return f"{name}(z) is {value:g} at z = {at:.3g}, and a Gaussian reaches every number", DEFINED
+        return f"{name} is {value:g} at {ask.at(at)}, and a Gaussian reaches every number", DEFINED
     pole = line.steepest()
-    if pole is not None and power * pole.power >= ALMOST:
-        why = f"{what} does not exist: {name} grows like |z{_shift(pole.place)}|^-{pole.power:.2g} at {pole.place:.3g}"
-        return why, DEFINED
-    rate = max(line.rates)
-    if power * rate * 2 * deviation**2 >= 1 - 1e-9:
-        variance = deviation**2
-        limit = "z²/4var" if power == 2 else "z²/2var"
+    if pole is not None and ask.power * pole.power >= ALMOST:
+        where = ask.at(pole.place)
         return (
-            f"{what} does not exist for z of variance {variance:.4g}: the function grows too fast",
+            f"{ask.what} does not exist: {name} grows like |z|^-{pole.power:.2g}, z the distance from a pole at {where}",
+            DEFINED,
+        )
+    if ask.power * max(line.rates) * 2 * deviation**2 >= 1 - 1e-9:
+        limit = f"z²/{2 * ask.power}var"
+        return (
+            f"{ask.what} does not exist for z of variance {ask.variance:.4g}: the function grows too fast",
             f"lower the variances or the inputs' norms, or take a function that grows more slowly than exp({limit})",
         )
     return None
-
-
-def _shift(place: float) -> str:
-    return "" if place == 0 else f" {'-' if place > 0 else '+'} {abs(place):.3g}"
 
 
 def refuse(program: Program, position: int, why: str, remedy: str) -> NoReturn:
@@ -68,21 +83,32 @@ def refuse(program: Program, position: int, why: str, remedy: str) -> NoReturn:
 def refuse_missing(
     program: Program, position: int, fn: Callable[..., Any], dimensions: int, numbers: tuple[Any, ...]
 ) -> None:
-    """Refuse a Moment, E fn(z¹, …, *numbers) of independent standard Gaussians, that does not exist.
+    """Refuse a Moment, E fn(z¹, …, *numbers) of independent standard Gaussians, that does not exist; the numbers begin
+    with the arguments' mean and with the factor of their covariance.
 
     **Raises:** `ProgramError` at its line.
     """
     name = program.structure.instructions[position].fn.name  # type: ignore[union-attr]
     text = Printer(program.structure, program.leaves).expression(position, top=True)
-    found = missing(fn, dimensions, numbers, name, 1, f"the expectation {text}")
+    found = missing(fn, dimensions, numbers, name, 1, f"the limit of {text}")
     if found is not None:
         refuse(program, position, *found)
 
 
 def missing(
-    fn: Callable[..., Any], dimensions: int, numbers: tuple[Any, ...], name: str, power: int, what: str | None = None
+    fn: Callable[..., Any], dimensions: int, numbers: tuple[Any, ...], name: str, power: int, what: str
 ) -> tuple[str, str] | None:
     """Why E |fn(z¹, …, *numbers)|^power of independent standard Gaussians does not exist, and what to do; or None."""
+    centre, factor = numbers[:2]
+    variance = float((factor**2).sum(1).max(initial=0.0))
+
+    def asked(point: np.ndarray, direction: np.ndarray) -> Asked:
+        def at(t: float) -> str:
+            own = centre + factor @ (point + t * direction)
+            shown = ", ".join(f"{x:.4g}" for x in np.where(np.abs(own) < 1e-9, 0.0, own))
+            return f"z = {shown}" if len(own) == 1 else f"({shown})"
+
+        return Asked(name, power, what, variance, at)
 
     def along(point: np.ndarray, direction: np.ndarray) -> Line:
         return look(Through(fn, dimensions), (point, direction, *numbers))
@@ -90,7 +116,8 @@ def missing(
     if dimensions == 0:
         return None
     if dimensions == 1:
-        return fault(along(np.zeros(1), np.ones(1)), name, power, what=what)
+        axis = np.zeros(1), np.ones(1)
+        return fault(along(*axis), asked(*axis))
     rng = np.random.default_rng(0)
     directions = rng.normal(size=(DIRECTIONS, dimensions))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -100,8 +127,10 @@ def missing(
         line = along(point, direction)
         if not point.any():
             # A pole at a point is weaker than one along a line of the plane: it has the whole space around it.
-            line = line._replace(poles=tuple(p._replace(power=p.power / dimensions) if abs(p.place) < 1e-6 else p for p in line.poles))
-        found = fault(line, name, power, what=what)
+            line = line._replace(
+                poles=tuple(p._replace(power=p.power / dimensions) if abs(p.place) < 1e-6 else p for p in line.poles)
+            )
+        found = fault(line, asked(point, direction))
         if found is not None:
             return found
         seen.append(max(line.rates))
@@ -112,6 +141,6 @@ def missing(
         form = np.zeros((dimensions, dimensions))
         form[places] = np.linalg.lstsq(terms, np.array(seen), rcond=None)[0]
         _, vectors = np.linalg.eigh((form + form.T) / 2)
-        line = along(np.zeros(dimensions), vectors[:, -1])
-        return fault(line._replace(undefined=None, poles=()), name, power, what=what)
+        axis = np.zeros(dimensions), vectors[:, -1]
+        return fault(along(*axis)._replace(undefined=None, poles=()), asked(*axis))
     return None

@@ -62,8 +62,8 @@ def _summed(structure: Structure, instruction: Instruction) -> int:
 class Limit(Evaluator):
     """A program's vectors as random variables of a space: (*sites, M).
 
-    `naive` leaves every Ż out (the gradient independence assumption). `largest` collects the coefficients of Ż, each
-    with the position of the product that has it.
+    `naive` leaves every Ż out (the gradient independence assumption). `coefficients` are those of Ż, by the position of
+    the product that has it, `sizes` the means of |fn| of Moments.
     """
 
     def __init__(self, program: Program, inputs: tuple[Array, ...], spaces: Mapping[str, Space], naive: bool = False):
@@ -71,6 +71,7 @@ class Limit(Evaluator):
         self.spaces, self.naive = spaces, naive
         self.families: dict[tuple[int, bool], Family] = {}
         self.coefficients: dict[int, Array] = {}
+        self.sizes: dict[int, Array] = {}
         self.position = -1
 
     def second_moments(self, x: int, y: int) -> Array:
@@ -85,14 +86,15 @@ class Limit(Evaluator):
             self.values[self.position] = self.instruction(self.position)
         return self.values
 
+    def mean(self, values: Array, dim: Dim) -> Array:
+        assert isinstance(dim, str), "averages are over widths"
+        self.sizes[self.position] = self.spaces[dim].mean(jnp.abs(values))
+        return self.spaces[dim].mean(values)
+
     # ---- vectors
 
     def ones(self, dim: Dim) -> Array:
         return jnp.ones(dim, self.dtype) if isinstance(dim, int) else self.spaces[dim].one
-
-    def mean(self, values: Array, dim: Dim) -> Array:
-        assert isinstance(dim, str), "averages are over widths"
-        return self.spaces[dim].mean(values)
 
     def inner(self, x: Array, y: Array, type_: VectorType) -> Array:
         if not isinstance(type_.dim, str):
@@ -174,7 +176,7 @@ class Law(NamedTuple):
 class LinearLimit(Limit):
     """The limit of a program whose vectors are linear forms in Gaussians: only its Moments see functions.
 
-    Moments without a closed form are `given` by position, flat over sites, and their `laws` are kept for who integrates
+    Moments without a closed form are `given` by position with their sizes, (2, S), and their `laws` are kept for who integrates
     them; without `given`, on a grid of fixed nodes, `coarser` ones for an estimate of its error.
     """
 
@@ -214,7 +216,9 @@ class LinearLimit(Limit):
         law = jax.vmap(self.law)(jnp.stack(flat, 1), scalars)
         if self.given is not None:
             self.laws[self.position] = law
-            return self.given[self.position].reshape(sites)
+            value, size = self.given[self.position]
+            self.sizes[self.position] = size.reshape(sites)
+            return value.reshape(sites)
         nodes = int(MOMENT_NODES[len(flat)] * self.coarser) | 1
         grid = Grid(len(flat), nodes, self.dtype)
 

@@ -139,12 +139,14 @@ def expectations(
 
 @dataclass(frozen=True)
 class Outputs:
-    """The values of scalar outputs."""
+    """The values of scalar outputs, and what they are an average of in size."""
 
     positions: tuple[int, ...]
 
-    def __call__(self, limit: Limit) -> tuple[Array, ...]:
-        return tuple(limit.values[p] for p in self.positions)
+    def __call__(self, limit: Limit) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        values = tuple(limit.values[p] for p in self.positions)
+        sizes = tuple(limit.sizes.get(p, jnp.abs(v)) for p, v in zip(self.positions, values, strict=True))
+        return values, sizes
 
 
 @dataclass(frozen=True)
@@ -168,5 +170,7 @@ def is_small(value: Any, error: Any, tolerance: float) -> bool:
 
 def is_smaller(one: Any, other: Any) -> bool:
     """Whether the largest of some errors is below that of others."""
-    largest = [max((float(np.max(np.asarray(e), initial=0)) for e in jax.tree.leaves(x)), default=0.0) for x in (one, other)]
+    largest = [
+        max((float(np.max(np.asarray(e), initial=0)) for e in jax.tree.leaves(x)), default=0.0) for x in (one, other)
+    ]
     return largest[0] <= largest[1]
