@@ -58,4 +58,4 @@ def warn(told: str) -> None:
     frame, level = inspect.currentframe(), 0
     while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == __name__.split(".")[0]:
         frame, level = frame.f_back, level + 1
-    warnings.warn(told, KernelWarning, stacklevel=level)
+    warnings.warn(told, KernelWarning, stacklevel=level + 1)

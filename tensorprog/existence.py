@@ -12,6 +12,7 @@ import numpy as np
 
 from tensorprog.functions.base import Elementwise, derivative, polynomially_bounded, product
 from tensorprog.functions.batchnorm import dimensions
+from tensorprog.functions.integrate import mean
 from tensorprog.functions.lines import look
 from tensorprog.functions.signals import tame
 from tensorprog.interpret.composite import Vectorial, remap
@@ -22,6 +23,8 @@ from tensorprog.program import Program
 
 MOST = 8
 """Inputs at which a function with numbers of their own is looked at: those of the largest variances."""
+UNSETTLED = 1e-3
+"""An error beside E |phi| from which a function is the one whose kernel is no number."""
 EARLY = 0.25
 """A deviation for which a function must be defined before any variance is known."""
 
@@ -35,6 +38,16 @@ class Use:
     power: int
     numbers: tuple[int, ...]
     slopes: bool
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A function of a Gaussian as one of a standard Gaussian: (z, deviation, *numbers)."""
+
+    fn: Elementwise
+
+    def __call__(self, z: Any, deviation: Any, *numbers: Any) -> Any:
+        return self.fn(deviation * z, *numbers)
 
 
 @dataclass(frozen=True)
@@ -125,6 +138,29 @@ def check_expectations(program: Program, m: Moments, same: Any, *, slopes: bool)
             for k in order:
                 _check(program, owner, use, tuple(map(float, values[k])), float(variances[k]), slopes=slopes)
     _check_joint(program, m, same)
+
+
+def unsettled(program: Program, m: Moments, same: Any, *, slopes: bool) -> None:
+    """Refuse the function whose expectation no rule settles, if there is one.
+
+    **Raises:** `ProgramError` at its line.
+    """
+    for phi, power, places, numbers, owner, crossing in _met(m):
+        variances = np.asarray(same.value[:, m.same.kept(places)]).reshape(-1)
+        if polynomially_bounded(phi) or not np.isfinite(variances).all():
+            continue
+        values = m.numbers(program.leaves, same, numbers).reshape(len(variances), -1)
+        k = int(variances.argmax())
+        for fn in (phi, derivative(phi)) if slopes and crossing else (phi,):
+            whole = product(fn, fn) if power == 2 else fn
+            own = (*map(float, values[k]),) * power
+            found = mean(Scaled(whole), 1, (np.sqrt(variances[k]), *own))
+            if not found.error <= UNSETTLED * found.size:
+                refuse(
+                    program, owner, f"an expectation of {fn.name}, of a Gaussian of variance {variances[k]:.3g}, is known to "
+                    "no digit: it varies too fast or grows too far for any rule",
+                    "take a function that varies more slowly, or lower the variances or the inputs' norms",
+                )  # fmt: skip
 
 
 def _check_joint(program: Program, m: Moments, same: Any) -> None:

@@ -15,6 +15,7 @@ from tensorprog.errors import ProgramError, bad_argument, located, problem, warn
 from tensorprog.functions.integrate import Found
 from tensorprog.gia import reached
 from tensorprog.interpret.exact import exact
+from tensorprog.interpret.existence import refuse_watched, untamed, watched
 from tensorprog.interpret.particles import integrals, linear_obstacle
 from tensorprog.interpret.roads import (
     NODES,
@@ -35,6 +36,8 @@ from tensorprog.show import expression
 
 METHODS = ("auto", "exact", "quadrature", "particles")
 SAMPLES = 2**18
+SEEN = 2**14
+"""Draws that nodes are compared with."""
 _GOOD = 1e-3
 
 
@@ -113,9 +116,13 @@ def limit(
     _check_outputs(program)
     arrays = batch(structure, x, "x")
     options = Options(samples, key, method, chunk, assume_gia)
-    found, errors, taken = expected(program, arrays, structure.outputs, Outputs(structure.outputs), options)
-    (value, sizes), (error, _) = found, errors
-    if all(map(is_concrete, value)):
+    ends = structure.outputs
+    read = Outputs(ends, tuple(own.vector for own in watched(structure, ends)))
+    found, errors, taken = expected(program, arrays, ends, read, options)
+    (value, sizes, seconds), error = found, errors[0]
+    if all(map(is_concrete, (*value, *program.leaves))):
+        if linear_obstacle(structure, reached(structure, ends)) is not None:
+            refuse_watched(program, ends, seconds)
         _check_finite(program, value)
         _warn_unsettled(program, value, error, sizes)
     if structure.single:
@@ -154,10 +161,15 @@ def expected(
         integrated = road.method == "exact" and integrals(program.structure, reached(program.structure, ends))
         word = "quadrature" if integrated else road.method
     judged = [x[0] if isinstance(read, Outputs) else x for x in (value, error)]  # not what is only told of outputs
-    if options.method == "auto" and word == "quadrature" and known and not is_small(*judged, _GOOD):
+    coarse, blind = known and not is_small(*judged, _GOOD), False
+    if options.method == "auto" and word == "quadrature" and known and road.method != "exact" and not coarse:
+        coarse = blind = untamed(program.structure, ends) and _missed(
+            judged[0], take, program.structure, ends, options, read
+        )
+    if options.method == "auto" and word == "quadrature" and coarse:
         road = choose(program.structure, ends, replace(options, method="particles"))
         drawn, spread = take(road=road)
-        if not is_smaller(error, spread):
+        if blind or not is_smaller(error, spread):
             value, error, word = drawn, spread, road.method
     return value, error, word
 
@@ -191,6 +203,19 @@ def choose(structure: Structure, ends: tuple[int, ...], options: Options) -> Roa
     points, replicates = particles(structure, ends, options.samples, options.chunk)
     together = points * replicates <= (held(structure, ends) if options.chunk is None else options.chunk)
     return Road(name, points, replicates, options.naive, together)
+
+
+def _missed(value: Any, take: Any, structure: Structure, ends: tuple[int, ...], options: Options, read: Read) -> bool:
+    """Whether some draws contradict what nodes saw: functions may be narrower than the nodes lie."""
+    few = replace(options, method="particles", samples=min(options.samples, SEEN))
+    drawn, spread = take(road=choose(structure, ends, few))
+    if isinstance(read, Outputs):
+        drawn, spread = drawn[0], spread[0]
+    leaves = (jax.tree.leaves(x) for x in (value, drawn, spread))
+    return any(
+        bool((np.abs(np.asarray(v) - np.asarray(d)) > 6 * np.asarray(s) + _GOOD * np.abs(np.asarray(v))).any())
+        for v, d, s in zip(*leaves, strict=True)
+    )
 
 
 def _settled(value: Any, error: Any, found: Mapping[int, Found]) -> bool:

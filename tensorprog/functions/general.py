@@ -20,7 +20,7 @@ from jax import Array, lax
 
 from tensorprog.functions import jumps
 from tensorprog.functions.derived import Partial, Slope, Times
-from tensorprog.functions.nested import expectations, sides
+from tensorprog.functions.nested import HOPELESS, expectations, sides
 from tensorprog.functions.quadrature import Functions, density, nodes, panel, reach
 from tensorprog.functions.series import Side, feature_places, resolve, standard_edges
 
@@ -200,7 +200,7 @@ def _means(phis: Functions, a: Array, numbers: _Numbers) -> tuple[Array, Array]:
     strain = jnp.abs(jnp.diff(samples)) * jnp.abs(z[..., None, 1:])
     strain = jnp.where((panels.width > 0)[..., None], strain.sum(-1), 0.0).sum(1)
     bound = error + beyond + jnp.finfo(a.dtype).eps * (40 * size + strain)
-    return value, jnp.where(jnp.isfinite(value) & ~jnp.isnan(bound), bound, jnp.inf)
+    return value, jnp.where(jnp.isfinite(value) & (bound <= HOPELESS * size), bound, jnp.inf)
 
 
 @partial(_means.defjvp, symbolic_zeros=True)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.errors import problem
+from tensorprog.functions.frozen import Function
 from tensorprog.functions.lines import Line, look
+from tensorprog.functions.signals import tame
+from tensorprog.gia import reached
+from tensorprog.ir import MatMul, Moment, Nonlin, Structure
 from tensorprog.program import Program
 from tensorprog.show import Printer
 
@@ -144,3 +151,91 @@ def missing(
         axis = np.zeros(dimensions), vectors[:, -1]
         return fault(along(*axis)._replace(undefined=None, poles=()), asked(*axis))
     return None
+
+
+# ---- functions of functions, in programs that are run on nodes or draws
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Functions one after another, of deviation times a standard Gaussian: (z, deviation, *numbers).
+
+    The numbers are those of each function in turn.
+    """
+
+    functions: tuple[Function, ...]
+    last: int
+    """How many times the last one takes its argument."""
+
+    def __call__(self, z: Any, deviation: Any, *numbers: Any) -> jax.Array:
+        value = deviation * z
+        for k, fn in enumerate(self.functions):
+            own, numbers = numbers[: fn.count], numbers[fn.count :]
+            arguments = [value] * (self.last if k == len(self.functions) - 1 else 1)
+            value = jnp.asarray(fn(*arguments, numbers=own), jnp.result_type(value))
+        return value
+
+
+class Watched(NamedTuple):
+    """E of functions, |·|^power, of a vector that is no Nonlin: at `position`, whose numbers are leaves' indices."""
+
+    position: int
+    vector: int
+    chain: Chain
+    numbers: tuple[int, ...]
+    power: int
+
+
+@lru_cache(maxsize=256)
+def watched(structure: Structure, ends: tuple[int, ...]) -> tuple[Watched, ...]:
+    """Expectations that a run on nodes or draws takes of functions of one Gaussian which are not known to be tame."""
+    instructions, found = structure.instructions, []
+    for position in reached(structure, ends):
+        match instructions[position]:
+            case Moment(vectors=(v, *rest), scalars=()) as moment if all(w == v for w in rest):
+                found.append((position, v, (moment.fn,), moment.numbers, 1, 1 + len(rest)))
+            case MatMul(x=v):
+                found.append((position, v, (), (), 2, 1))
+            case _:
+                pass
+    result = []
+    for position, v, functions, numbers, power, last in found:
+        inner = instructions[v]
+        if isinstance(inner, Nonlin) and len(inner.vectors) == 1 and not inner.scalars and inner.over is None:
+            v, functions, numbers = inner.vectors[0], (inner.fn, *functions), (*inner.numbers, *numbers)
+        alone = all(structure.number_sites[n.index] == () for n in numbers)
+        if not functions or isinstance(instructions[v], Nonlin) or not alone:
+            continue
+        chain = Chain(functions, last)
+        if not tame(chain, *[jnp.ones(())] * (2 + len(numbers))):
+            result.append(Watched(position, v, chain, tuple(n.index for n in numbers), power))
+    return tuple(result)
+
+
+@lru_cache(maxsize=256)
+def untamed(structure: Structure, ends: tuple[int, ...]) -> bool:
+    """Whether some function may be narrow or grow fast: nodes alone do not tell that they see it."""
+    for position in reached(structure, ends):
+        instruction = structure.instructions[position]
+        if isinstance(instruction, Nonlin | Moment) and getattr(instruction, "over", None) is None:
+            fn, count = instruction.fn, len(instruction.vectors) + len(instruction.scalars)
+            held = tuple(jnp.ones(structure.number_sites[n.index]) for n in instruction.numbers)
+            if not tame(partial(fn, numbers=held), *[jnp.ones(())] * count):
+                return True
+    return False
+
+
+def refuse_watched(program: Program, ends: tuple[int, ...], second: Any) -> None:
+    """Refuse what does not exist; `second` are the largest second moments of the watched vectors.
+
+    **Raises:** `ProgramError` at its line.
+    """
+    for own, moment in zip(watched(program.structure, ends), second, strict=True):
+        deviation = math.sqrt(float(np.max(np.asarray(moment))))
+        numbers = tuple(np.asarray(program.leaves[n]) for n in own.numbers)
+        name = " of ".join(fn.name for fn in reversed(own.chain.functions))
+        line = look(own.chain, (deviation, *numbers))
+        at = lambda t, deviation=deviation: f"z = {t * deviation:.4g}"
+        told = fault(line, Asked(name, own.power, f"E {name}(z)" + "²" * (own.power == 2), deviation**2, at))
+        if told is not None:
+            refuse(program, own.position, *told)

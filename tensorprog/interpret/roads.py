@@ -14,12 +14,12 @@ import numpy as np
 
 from tensorprog.gia import reached
 from tensorprog.interpret.particles import Limit, LinearLimit, gaussians, integrals, linear_obstacle
-from tensorprog.interpret.spaces import Draws, Forms, Grid
+from tensorprog.interpret.spaces import ALONE_REACH, REACH, Draws, Forms, Grid
 from tensorprog.ir import Structure
 from tensorprog.program import Program
 
 Array = jax.Array
-NODES = {0: 1, 1: 2049, 2: 257, 3: 65}
+NODES = {0: 1, 1: 6145, 2: 257, 3: 65}
 """Nodes to an axis of the quadrature in so many Gaussians."""
 REPLICATES = 32
 COARSER = 0.7
@@ -83,7 +83,10 @@ def _single(
             limit: Limit = LinearLimit(program, inputs, spaces, road.naive, coarser)
         else:
             nodes = {n: int(NODES[c] * coarser) | 1 for n, c in counts.items()}
-            limit = Limit(program, inputs, {n: Grid(c, nodes[n], dtype) for n, c in counts.items()}, road.naive)
+            # A coarser grid that ends earlier shows what the finer one may leave out beyond its end, too.
+            ends = {n: (ALONE_REACH if c == 1 else REACH) * coarser**0.5 for n, c in counts.items()}
+            grids = {n: Grid(c, nodes[n], dtype, ends[n]) for n, c in counts.items()}
+            limit = Limit(program, inputs, grids, road.naive)
         limit.run(positions)
         return read(limit)
 
@@ -139,14 +142,21 @@ def expectations(
 
 @dataclass(frozen=True)
 class Outputs:
-    """The values of scalar outputs, and what they are an average of in size."""
+    """The values of scalar outputs, what they are an average of in size, and the largest second moments of `vectors`."""
 
     positions: tuple[int, ...]
+    vectors: tuple[int, ...] = ()
 
-    def __call__(self, limit: Limit) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    def __call__(self, limit: Limit) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]]:
         values = tuple(limit.values[p] for p in self.positions)
         sizes = tuple(limit.sizes.get(p, jnp.abs(v)) for p, v in zip(self.positions, values, strict=True))
-        return values, sizes
+        dims = (limit.structure.vector(v).dim for v in self.vectors)
+        seconds = tuple(
+            limit.spaces[dim].mean(limit.values[v] ** 2).max()
+            for v, dim in zip(self.vectors, dims, strict=True)
+            if isinstance(dim, str)
+        )
+        return values, sizes, seconds
 
 
 @dataclass(frozen=True)
