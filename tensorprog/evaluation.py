@@ -260,7 +260,8 @@ def finite(program: Program, result: dict[str, Any]) -> dict[str, Any]:
             most = f"{dtype} (up to {float(np.finfo(dtype).max):.0e})"
             wider = ", or use float64 (jax_enable_x64)" if dtype.itemsize < 8 else ""
             raise ProgramError(
-                f"{program.structure.name}: the kernel is not finite for these inputs: variances or their products leave the "
-                f"range of {most}; scale the inputs to norms of about √features, or lower the variances of W{wider}"
+                f"{program.structure.name}: the kernel is not finite for these inputs: variances or their products "
+                f"leave the range of {most}; scale the inputs to norms of about √features, or lower the weights' variances"
+                f"{wider}"
             )
     return result

@@ -157,8 +157,9 @@ def unsettled(program: Program, m: Moments, same: Any, *, slopes: bool) -> None:
             found = mean(Scaled(whole), 1, (np.sqrt(variances[k]), *own))
             if not found.error <= UNSETTLED * found.size:
                 refuse(
-                    program, owner, f"an expectation of {fn.name}, of a Gaussian of variance {variances[k]:.3g}, is known to "
-                    "no digit: it varies too fast or grows too far for any rule",
+                    program, owner,
+                    f"an expectation of {fn.name}, of a Gaussian of variance {variances[k]:.3g}, is known to no digit: "
+                    "it varies too fast or grows too far for any rule",
                     "take a function that varies more slowly, or lower the variances or the inputs' norms",
                 )  # fmt: skip
 

@@ -160,17 +160,18 @@ def expected(
         value, error = take(road=road)
         integrated = road.method == "exact" and integrals(program.structure, reached(program.structure, ends))
         word = "quadrature" if integrated else road.method
-    judged = [x[0] if isinstance(read, Outputs) else x for x in (value, error)]  # not what is only told of outputs
-    coarse, blind = known and not is_small(*judged, _GOOD), False
-    if options.method == "auto" and word == "quadrature" and known and road.method != "exact" and not coarse:
-        coarse = blind = untamed(program.structure, ends) and _missed(
-            judged[0], take, program.structure, ends, options, read
-        )
-    if options.method == "auto" and word == "quadrature" and coarse:
+    if options.method != "auto" or word != "quadrature" or not known:
+        return value, error, word
+    # Of outputs their values count, not what is only told of them.
+    judged = [x[0] if isinstance(read, Outputs) else x for x in (value, error)]
+    coarse = not is_small(*judged, _GOOD)
+    blind = not coarse and road.method != "exact" and untamed(program.structure, ends)
+    blind = blind and _missed(take, program.structure, ends, options, read, value)
+    if coarse or blind:
         road = choose(program.structure, ends, replace(options, method="particles"))
         drawn, spread = take(road=road)
-        if blind or not is_smaller(error, spread):
-            value, error, word = drawn, spread, road.method
+        if blind or not is_smaller(judged[1], spread[0] if isinstance(read, Outputs) else spread):
+            return drawn, spread, road.method
     return value, error, word
 
 
@@ -205,17 +206,14 @@ def choose(structure: Structure, ends: tuple[int, ...], options: Options) -> Roa
     return Road(name, points, replicates, options.naive, together)
 
 
-def _missed(value: Any, take: Any, structure: Structure, ends: tuple[int, ...], options: Options, read: Read) -> bool:
-    """Whether some draws contradict what nodes saw: functions may be narrower than the nodes lie."""
+def _missed(take: Any, structure: Structure, ends: tuple[int, ...], options: Options, read: Read, value: Any) -> bool:
+    """Whether some draws see more than nodes did: functions may be narrower than the nodes lie. Less is no sign, since
+    draws do not reach where fast growing functions have their mass."""
     few = replace(options, method="particles", samples=min(options.samples, SEEN))
     drawn, spread = take(road=choose(structure, ends, few))
-    if isinstance(read, Outputs):
-        drawn, spread = drawn[0], spread[0]
-    leaves = (jax.tree.leaves(x) for x in (value, drawn, spread))
-    return any(
-        bool((np.abs(np.asarray(v) - np.asarray(d)) > 6 * np.asarray(s) + _GOOD * np.abs(np.asarray(v))).any())
-        for v, d, s in zip(*leaves, strict=True)
-    )
+    sized = [jax.tree.leaves(x[1] if isinstance(read, Outputs) else x) for x in (value, drawn, spread)]
+    seen, found, errors = ([np.abs(np.asarray(leaf)) for leaf in leaves] for leaves in sized)
+    return any(bool((f - v > 6 * e + _GOOD * v).any()) for v, f, e in zip(seen, found, errors, strict=True))
 
 
 def _settled(value: Any, error: Any, found: Mapping[int, Found]) -> bool:
@@ -267,8 +265,8 @@ def _warn_unsettled(program: Program, values: Any, errors: Any, sizes: Any) -> N
             told = located(
                 structure.line(output) or structure.name,
                 expression(structure, program.leaves, output),
-                f"its limit is {value.reshape(-1)[at]:.3g} ± {error.reshape(-1)[at]:.2g}: what it averages lies where neither "
-                "nodes nor draws reach, or too close together",
+                f"its limit is {value.reshape(-1)[at]:.3g} ± {error.reshape(-1)[at]:.2g}: what it averages lies where "
+                "neither nodes nor draws reach, or too close together",
                 "take a function that varies and grows more slowly, lower the variances, or give more samples",
             )  # fmt: skip
             warn(told)

@@ -72,7 +72,7 @@ def _compiled(fn: Callable[..., Any], dimensions: int, shapes: tuple[tuple[int, 
 
 
 class Known:
-    """fn(z¹, …, *numbers) with its numbers known, at many points at once, in double precision whatever the program's."""
+    """fn(z¹, …, *numbers) with its numbers known, at many points at once, in double precision."""
 
     def __init__(self, fn: Callable[..., Any], dimensions: int, numbers: tuple[Any, ...]):
         self.fn, self.dimensions = fn, dimensions
@@ -313,7 +313,7 @@ def _mean(
 
 
 def mean(fn: Callable[..., Any], dimensions: int, numbers: tuple[Any, ...] = ()) -> Found:
-    """E fn(z¹, …, *numbers) for independent standard Gaussians z, at most `MOST`; fn static and hashable, of 0-d values.
+    """E fn(z¹, …, *numbers) for at most `MOST` independent standard Gaussians z; fn static and hashable.
 
     |value - E| <= error, inf where the integrand still grows at the last point that can be computed.
     """

@@ -34,10 +34,10 @@ _DIFFERENCES = {"max", "min", "gt", "ge", "lt", "le", "eq", "ne", "atan2"}
 
 
 _TAME = {
-    "add", "sub", "neg", "mul", "add_any", "max", "min", "abs", "sign", "square", "tanh", "logistic", "erf", "erfc", "sin",
-    "cos", "atan", "select_n", "gt", "ge", "lt", "le", "eq", "ne", "and", "or", "not", "floor", "ceil", "round", "clamp",
-    "convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "copy", "copy_p", "stop_gradient",
-    "concatenate", "slice", "reduce_sum", "dot_general", "is_finite", "real", "stack", "pjit", *_CALLS,
+    "add", "sub", "neg", "mul", "add_any", "max", "min", "abs", "sign", "square", "tanh", "logistic", "erf", "erfc",
+    "sin", "cos", "atan", "select_n", "gt", "ge", "lt", "le", "eq", "ne", "and", "or", "not", "floor", "ceil", "round",
+    "clamp", "convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "copy", "copy_p",
+    "stop_gradient", "concatenate", "slice", "reduce_sum", "dot_general", "is_finite", "real", "stack", *_CALLS,
 }  # fmt: skip
 
 

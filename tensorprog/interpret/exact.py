@@ -124,9 +124,11 @@ def _moment(program: Program, position: int, law: Law) -> Found:
         if k == 0 or not settled:
             refuse_missing(program, position, Placed(moment.fn), kept.shape[1], own)
         if not np.isfinite(found.error):
+            variance = float((kept**2).sum(1).max(initial=0.0))
             refuse(
-                program, position, f"its limit is out of reach of double precision (up to 1e308): {moment.fn.name} overflows "
-                f"before the density of its arguments, of variance {float((kept**2).sum(1).max(initial=0.0)):.3g}, makes up for it",
+                program, position,
+                f"its limit is out of reach of double precision (up to 1e308): {moment.fn.name} overflows before the "
+                f"density of its arguments, of variance {variance:.3g}, makes up for it",
                 "lower the variances or the scale inside the function",
             )  # fmt: skip
         results.append(found)

@@ -1,4 +1,4 @@
-"""Whether an expectation exists: asked of a function of independent standard Gaussians along lines through its space."""
+"""Whether an expectation exists: asked of functions of standard Gaussians along lines through their space."""
 
 from __future__ import annotations
 
@@ -68,11 +68,8 @@ def fault(line: Line, ask: Asked, deviation: float = 1.0) -> tuple[str, str] | N
         return f"{name} is {value:g} at {ask.at(at)}, and a Gaussian reaches every number", DEFINED
     pole = line.steepest()
     if pole is not None and ask.power * pole.power >= ALMOST:
-        where = ask.at(pole.place)
-        return (
-            f"{ask.what} does not exist: {name} grows like |z|^-{pole.power:.2g}, z the distance from a pole at {where}",
-            DEFINED,
-        )
+        near = f"{name} grows like |z|^-{pole.power:.2g}, z the distance from a pole at {ask.at(pole.place)}"
+        return f"{ask.what} does not exist: {near}", DEFINED
     if ask.power * max(line.rates) * 2 * deviation**2 >= 1 - 1e-9:
         limit = f"z²/{2 * ask.power}var"
         return (

@@ -176,8 +176,8 @@ class Law(NamedTuple):
 class LinearLimit(Limit):
     """The limit of a program whose vectors are linear forms in Gaussians: only its Moments see functions.
 
-    Moments without a closed form are `given` by position with their sizes, (2, S), and their `laws` are kept for who integrates
-    them; without `given`, on a grid of fixed nodes, `coarser` ones for an estimate of its error.
+    Moments without a closed form are `given` by position with their sizes, (2, S), and their `laws` kept for who
+    integrates them; without `given`, on a grid of fixed nodes, `coarser` ones for an estimate of its error.
     """
 
     def __init__(

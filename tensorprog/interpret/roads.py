@@ -142,7 +142,7 @@ def expectations(
 
 @dataclass(frozen=True)
 class Outputs:
-    """The values of scalar outputs, what they are an average of in size, and the largest second moments of `vectors`."""
+    """The values of scalar outputs, what they are averages of in size, the largest second moments of `vectors`."""
 
     positions: tuple[int, ...]
     vectors: tuple[int, ...] = ()
