@@ -249,8 +249,8 @@ def checked(program: Program, m: Moments, sides: Any, result: dict[str, Any], *,
     return result
 
 
-def finite(program: Program, result: dict[str, Any]) -> dict[str, Any]:
-    """Kernels as they are; NaN and infinite ones are refused.
+def finite(program: Program, result: dict[str, Any], *, drawn: bool = False) -> dict[str, Any]:
+    """Kernels as they are; NaN and infinite ones are refused. `drawn`: nobody has looked whether functions are defined.
 
     **Raises:** `ProgramError` that says which it is.
     """
@@ -258,10 +258,11 @@ def finite(program: Program, result: dict[str, Any]) -> dict[str, Any]:
         if result[name] is not None and not np.isfinite(np.asarray(result[name])).all():
             dtype = np.asarray(result[name]).dtype
             most = f"{dtype} (up to {float(np.finfo(dtype).max):.0e})"
-            wider = ", or use float64 (jax_enable_x64)" if dtype.itemsize < 8 else ""
+            wider = {2: ", or give float32 inputs", 4: ", or use float64 (jax_enable_x64)"}.get(dtype.itemsize, "")
+            wider += "; or a function is undefined there (log below 0): take one that is defined everywhere" * drawn
             raise ProgramError(
                 f"{program.structure.name}: the kernel is not finite for these inputs: variances or their products "
-                f"leave the range of {most}; scale the inputs to norms of about √features, or lower the weights' variances"
-                f"{wider}"
+                f"leave the range of {most}; scale the inputs to norms of about √features, or lower the weights' "
+                f"variances{wider}"
             )
     return result

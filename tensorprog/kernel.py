@@ -242,7 +242,7 @@ def _sampled(program: Program, found: Sampled, error: bool) -> Kernels:
         own = tuple(None if k is None else k[0, 0] for k in own)
     nngp, ntk, nngp_error, ntk_error = own
     if all(is_concrete(k) for k in (nngp, ntk) if k is not None):
-        finite(program, {"value": nngp, "tangent": ntk})
+        finite(program, {"value": nngp, "tangent": ntk}, drawn=True)
     return Kernels(nngp, ntk, Bounds(nngp_error, ntk_error) if error else None)
 
 

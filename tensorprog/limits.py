@@ -47,9 +47,9 @@ class Limit:
     """The limit of a program's outputs.
 
     `value`: an array (N, *S) for an output over sites S, without N where the program has no inputs; a tuple for several
-    outputs. `stderr`: like `value`, the standard error (particles) or the estimated error (quadrature; 0 to rounding on
-    the exact road). `method`: the road taken, "exact", "quadrature" or "particles". A Limit of several outputs is
-    indexed and iterated over like a tuple of their Limits.
+    outputs. `stderr`: like `value`, the standard error (particles) or a bound of the error (quadrature; below 1e-9 or
+    the dtype's rounding where exact). `method`: the road taken, "exact", "quadrature" or "particles". A Limit of several
+    outputs is indexed and iterated over like a tuple of their Limits.
     """
 
     value: Any
@@ -84,8 +84,8 @@ def limit(
     """The limit of each scalar output as the widths go to infinity: (1/n) Σ ψ(x_α) → E ψ(Z^x), any NETSOR⊤+ program.
 
     Z follows the rules of the Z-calculus: Z^{Wx} = Ẑ + Ż, with the Ż that products with W and Wᵀ cause. Three roads:
-    "exact" where every vector is linear in Gaussians (E of a Moment's function by quadrature in its own arguments);
-    "quadrature" where the vectors of a width depend on at most three Gaussians; "particles", draws of every Z, whose
+    "exact" where every vector is linear in Gaussians (E of a Moment's function by adaptive panels in its own arguments,
+    to 1e-9 or the dtype's rounding where the word is "exact", else "quadrature" with the error that is left); "quadrature" where the vectors of a width depend on at most three Gaussians; "particles", draws of every Z, whose
     standard error comes from 32 or more independent replicates. "auto" takes the first that the program and the
     accuracy (1e-3) allow.
 
