@@ -48,8 +48,8 @@ class Limit:
 
     `value`: an array (N, *S) for an output over sites S, without N where the program has no inputs; a tuple for several
     outputs. `stderr`: like `value`, the standard error (particles) or a bound of the error (quadrature; below 1e-9 or
-    the dtype's rounding where exact). `method`: the road taken, "exact", "quadrature" or "particles". A Limit of several
-    outputs is indexed and iterated over like a tuple of their Limits.
+    the dtype's rounding where exact). `method`: the road taken, "exact", "quadrature" or "particles". A Limit of
+    several outputs is indexed and iterated over like a tuple of their Limits.
     """
 
     value: Any
@@ -84,9 +84,10 @@ def limit(
     """The limit of each scalar output as the widths go to infinity: (1/n) Σ ψ(x_α) → E ψ(Z^x), any NETSOR⊤+ program.
 
     Z follows the rules of the Z-calculus: Z^{Wx} = Ẑ + Ż, with the Ż that products with W and Wᵀ cause. Three roads:
-    "exact" where every vector is linear in Gaussians (E of a Moment's function by adaptive panels in its own arguments,
-    to 1e-9 or the dtype's rounding where the word is "exact", else "quadrature" with the error that is left); "quadrature" where the vectors of a width depend on at most three Gaussians; "particles", draws of every Z, whose
-    standard error comes from 32 or more independent replicates. "auto" takes the first that the program and the
+    "exact" where every vector is linear in Gaussians, by adaptive panels in the arguments of a Moment's function, to
+    1e-9 or the dtype's rounding; where less is known (and inside a transformation, on nodes that are fixed) the word is
+    "quadrature", as where the vectors of a width depend on at most three Gaussians; "particles", draws of every Z,
+    whose standard error comes from 32 or more independent replicates. "auto" takes the first that the program and the
     accuracy (1e-3) allow.
 
     **Arguments:** x: (N, *sites, features), a tuple for several inputs, nothing for a program without inputs. samples:
@@ -97,7 +98,7 @@ def limit(
     is the inputs' (the default float dtype without any).
 
     **Raises:** `ProgramError` for outputs that are no scalars, data that do not fit, samples < 2, a road that the
-    program cannot take, limits that are not finite.
+    program cannot take, limits that do not exist or are not finite.
 
     Source: Tensor Programs III (2009.10685), Theorem 2.10; the particle form in docs/theory.md.
 
