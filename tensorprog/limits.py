@@ -220,7 +220,7 @@ def _missed(take: Any, structure: Structure, ends: tuple[int, ...], options: Opt
 def _settled(value: Any, error: Any, found: Mapping[int, Found]) -> bool:
     """Whether values are known to 1e-9, or to the rounding of what was summed."""
     dtypes = {np.asarray(v).dtype for v in jax.tree.leaves(value)}
-    rounding = 32 * max((float(np.finfo(d).eps) for d in dtypes), default=0.0)
+    rounding = 128 * max((float(np.finfo(d).eps) for d in dtypes), default=0.0)
     size = max((float(np.max(f.size, initial=0.0)) for f in found.values()), default=0.0)
     pairs = zip(jax.tree.leaves(value), jax.tree.leaves(error), strict=True)
     return all(

@@ -149,6 +149,7 @@ def _places(lines: Lines, rows: int, effort: Effort) -> tuple[Array, Array, Arra
     crosses = np.take_along_axis(crossing.reshape(rows, -1), best, 1)
     after = np.where(crosses, step + 1, np.minimum(step + 2, len(grid) - 1))
     found = np.where(real, narrowed(lines, grid[step], grid[after], channel, crosses), END)
+    found = np.where(np.abs(found) < 1e-14, 0.0, found)  # a bisection ends beside 0, and a pole may be there
     # |z - 1| turns where z - 1 is 0, and the latter is known to the last digit.
     near = np.abs(found[:, :, None] - found[:, None, :]) <= 1e-10 * (1 + np.abs(found[:, :, None]))
     return np.where((near & (crosses & real)[:, None, :]).any(2) & ~crosses, END, found), low, high
@@ -275,7 +276,7 @@ def _integrated(own: _Rows, effort: Effort) -> Found:
         )
         measures = np.concatenate([measures[keep], _panels(own, *halves)])
     value, size, error, fixed = (np.bincount(row, measures[:, k], own.count) for k in range(4))
-    error = error + fixed + beyond + 16 * EPS * size
+    error = error + fixed + beyond + 64 * EPS * size
     if own.measured is None:
         for sign, end in ((-1.0, low), (1.0, high)):
             far, unsure = _tails(own.lines, end, sign)
