@@ -167,7 +167,7 @@ def unsettled(program: Program, m: Moments, same: Any, *, slopes: bool) -> None:
 def _check_joint(program: Program, m: Moments, same: Any) -> None:
     """Functions F of several Gaussians, E F², where these vary most."""
     for owners, e in joint_equations(m.demand):
-        kind, left, right, *_ = owners[int(e.out[0])]
+        _, left, right, *_ = owners[int(e.out[0])]
         for fn, slots, owner in ((e.left, e.left_slots, left), (e.right, e.right_slots, right)):
             if fn is None or _tame_joint(fn, e):
                 continue

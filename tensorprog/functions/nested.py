@@ -220,7 +220,7 @@ def expectations(
     _, value, size, bound = lax.while_loop(lambda state: state[0] < count, step, state)
     value, size, bound = (x.reshape(*shape, len(phis)) for x in (value, size, bound))
     bound = bound + eps * size * (_ROUNDING + 2 * (first.strain + second.strain))
-    known = bound <= HOPELESS * size + eps * jnp.sqrt(first.square * second.square)
+    known = bound <= HOPELESS * size + eps * jnp.sqrt(first.square * second.square) + jnp.finfo(r.dtype).tiny ** 0.5
     # Far tails, squares of rounding beside the functions' own sizes, are not looked at; nor what is near underflow.
     bound = bound + eps**2 * jnp.sqrt(first.square * second.square) + jnp.sqrt(jnp.finfo(r.dtype).tiny)
     return value, jnp.where(jnp.isfinite(value) & known, bound, jnp.inf)

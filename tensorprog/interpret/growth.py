@@ -17,6 +17,7 @@ from tensorprog.functions.frozen import Function
 from tensorprog.functions.lines import Pole, look
 
 Numbers = tuple[Any, ...]
+NONE = Pole(0.0, 0.0)
 Values = Callable[[np.ndarray], np.ndarray]
 
 
@@ -30,7 +31,7 @@ class Growth:
     """
 
     order: float = 0.0
-    pole: Pole = Pole(0.0, 0.0)
+    pole: Pole = NONE
     undefined: tuple[float, float] | None = None
 
 
@@ -50,7 +51,7 @@ def measure(fn: Function, numbers: Numbers, count: int) -> Growth:
         return Growth(order, Pole(0.0, max(_pole(at, count, i) for i in range(count))))
     with jax.ensure_compile_time_eval():
         held = tuple(np.asarray(_value(number, jnp.result_type(float))) for number in numbers)
-    return Growth(order, look(Call(fn), held).steepest() or Pole(0.0, 0.0))
+    return Growth(order, look(Call(fn), held).steepest() or NONE)
 
 
 def jump(fn: Function, numbers: Numbers) -> float | None:
