@@ -144,7 +144,7 @@ def mean(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer)
     numbers, others = _numbers(group, arrays, "phi_numbers", context, buffer, "left")
     value, error = over_equations(group, partial(base.mean_error, phi), (var,), numbers)
     if buffer.error is None:
-        return _told(value, error), None, None, None
+        return _told(value, error) if phi.form is None else value, None, None, None
     for moved, own in ((var + buffer.error[arrays["var"]], numbers), *((var, n) for n in others)):
         error = error + jnp.abs(over_equations(group, partial(base.mean, phi), (moved,), own) - value)
     return value, None, error, None
@@ -183,21 +183,27 @@ def _expectation(
     both, alone = roads
     arguments, numbers = call
     need = buffer.error is not None
+    is_open = any(isinstance(f, Elementwise) and f.form is None for f in group.form[1:3])  # type: ignore[index]
     known = () if given is None else (given,)
     if buffer.tangent is None:
         value, error = over_equations(group, alone, arguments, *numbers, *known)
         (change,) = _changes(moves, (value,), lambda x, n: over_equations(group, alone, x, *n)[:1])
-        return (value, None, error + change, None) if need else (_told(value, error), None, None, None)
+        return (
+            (value, None, error + change, None)
+            if need
+            else (_told(value, error) if is_open else value, None, None, None)
+        )
 
     def both_and_bounds(*everything: Any) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         (value, bound), (slope, slope_bound) = both(*everything)
-        return (value, slope), (bound(), slope_bound())
+        return (value, slope), (bound(), slope_bound()) if need or is_open else (value, slope)
 
     (value, slope), (error, slope_error) = over_equations(group, both_and_bounds, arguments, *numbers, *known)
     tangent = buffer.tangent[cell]
     if buffer.tangent_error is None:
-        slope = jnp.where(tangent == 0, 0.0, _told(slope, slope_error))
-        return _told(value, error), slope * tangent, None, None
+        if is_open:
+            value, slope = _told(value, error), jnp.where(tangent == 0, 0.0, _told(slope, slope_error))
+        return value, slope * tangent, None, None
     changes = _changes(moves, (value, slope), lambda x, n: over_equations(group, both_and_bounds, x, *n)[0])
     error, slope_error = error + changes[0], slope_error + changes[1]
     tangent_error = jnp.abs(slope) * buffer.tangent_error[cell] + slope_error * jnp.abs(tangent)
