@@ -204,9 +204,19 @@ def watched(structure: Structure, ends: tuple[int, ...]) -> tuple[Watched, ...]:
         if not functions or isinstance(instructions[v], Nonlin) or not alone:
             continue
         chain = Chain(functions, last)
-        if not tame(chain, *[jnp.ones(())] * (2 + len(numbers))):
+        if not _chain_is_tame(chain, len(numbers)):
             result.append(Watched(position, v, chain, tuple(n.index for n in numbers), power))
     return tuple(result)
+
+
+@lru_cache(maxsize=1024)
+def _is_tame(fn: Function, count: int, held: tuple[tuple[int, ...], ...]) -> bool:
+    return tame(partial(fn, numbers=tuple(map(jnp.ones, held))), *[jnp.ones(())] * count)
+
+
+@lru_cache(maxsize=1024)
+def _chain_is_tame(chain: Chain, count: int) -> bool:
+    return tame(chain, *[jnp.ones(())] * (2 + count))
 
 
 @lru_cache(maxsize=256)
@@ -215,9 +225,8 @@ def untamed(structure: Structure, ends: tuple[int, ...]) -> bool:
     for position in reached(structure, ends):
         instruction = structure.instructions[position]
         if isinstance(instruction, Nonlin | Moment) and getattr(instruction, "over", None) is None:
-            fn, count = instruction.fn, len(instruction.vectors) + len(instruction.scalars)
-            held = tuple(jnp.ones(structure.number_sites[n.index]) for n in instruction.numbers)
-            if not tame(partial(fn, numbers=held), *[jnp.ones(())] * count):
+            count = len(instruction.vectors) + len(instruction.scalars)
+            if not _is_tame(instruction.fn, count, tuple(structure.number_sites[n.index] for n in instruction.numbers)):
                 return True
     return False
 
