@@ -8,8 +8,6 @@ by E F F̄ of inputs near each other.
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.errors import KernelWarning, ProgramError, located
+from tensorprog.errors import ProgramError, located, warn
 from tensorprog.functions.crossing import crossing
 from tensorprog.functions.joint import Partial, joint
 from tensorprog.interpret.composite import Vectorial, remap
@@ -85,15 +83,7 @@ def _tell(program: Program, position: int, variance: float, off: float) -> None:
         "tp.kernels(error=True) bounds the kernel's error; lower the variances or the inputs' norms, or compare with "
         'method="backward"',
     )
-    warnings.warn(told, KernelWarning, stacklevel=_outside())
-
-
-def _outside() -> int:
-    """The level of the caller's first frame outside of the library, for its caller's `warnings.warn`."""
-    frame, level = inspect.currentframe(), 0
-    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == __name__.split(".")[0]:
-        frame, level = frame.f_back, level + 1
-    return level
+    warn(told)
 
 
 def _functions(program: Program, m: Moments, sides: Sequence[Any]) -> dict[Any, _Found]:

@@ -6,6 +6,8 @@ be, and what to write instead. A broken invariant of our own is an `assert` with
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from dataclasses import dataclass
 
 
@@ -49,3 +51,11 @@ def located(line: Line | str, instruction: str, why: str, remedy: str) -> str:
 def bad_argument(argument: str, why: str, remedy: str) -> ProgramError:
     """A ProgramError about an argument of a public function."""
     return ProgramError(f"{argument}: {why}; {remedy}")
+
+
+def warn(told: str) -> None:
+    """A KernelWarning at the caller's first line outside of the library."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == __name__.split(".")[0]:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(told, KernelWarning, stacklevel=level + 1)

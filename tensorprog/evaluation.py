@@ -15,7 +15,7 @@ from tensorprog import tiles
 from tensorprog.accuracy import warn_unsettled
 from tensorprog.batch import is_concrete
 from tensorprog.errors import ProgramError
-from tensorprog.existence import check_expectations, check_functions
+from tensorprog.existence import check_expectations, check_functions, unsettled
 from tensorprog.functions import base
 from tensorprog.interpret.buffers import Alone, Buffer, stated
 from tensorprog.interpret.equations import BatchEq, JointEq, PairEq
@@ -111,7 +111,7 @@ def evaluate(
         check_expectations(program, m, side, slopes=tangent)
     if not error:
         warn_unsettled(program, m, sides, slopes=tangent)
-    return [finite(program, r) for r in grid.targets(found, np)]
+    return [finite(program, checked(program, m, sides, r, slopes=tangent)) for r in grid.targets(found, np)]
 
 
 @dataclass(frozen=True)
@@ -326,18 +326,31 @@ def _stacked(buffers: list[Any]) -> Any:
     return jax.tree.map(lambda *a: np.stack([np.asarray(x) for x in a]), *buffers)
 
 
-def finite(program: Program, result: dict[str, Any]) -> dict[str, Any]:
-    """Kernels as they are; NaN and infinite ones are refused.
+def checked(program: Program, m: Moments, sides: Any, result: dict[str, Any], *, slopes: bool) -> dict[str, Any]:
+    """Kernels as they are; where some are NaN, the function whose expectation is known to no digit is named.
+
+    **Raises:** `ProgramError` at its line.
+    """
+    if any(result[k] is not None and np.isnan(np.asarray(result[k])).any() for k in ("value", "tangent")):
+        for side in sides:
+            unsettled(program, m, side, slopes=slopes)
+    return result
+
+
+def finite(program: Program, result: dict[str, Any], *, drawn: bool = False) -> dict[str, Any]:
+    """Kernels as they are; NaN and infinite ones are refused. `drawn`: nobody has looked whether functions are defined.
 
     **Raises:** `ProgramError` that says which it is.
     """
     for name in ("value", "tangent"):
         if result[name] is not None and not np.isfinite(np.asarray(result[name])).all():
-            why = (
-                "a function of it, or an input, is not a number there; look for functions undefined below 0"
-                if np.isnan(np.asarray(result[name])).any()
-                else f"its variances overflow {jnp.asarray(result[name]).dtype}; "
-                "scale the inputs or the variances down, or use float64"
+            dtype = np.asarray(result[name]).dtype
+            most = f"{dtype} (up to {float(np.finfo(dtype).max):.0e})"
+            wider = {2: ", or give float32 inputs", 4: ", or use float64 (jax_enable_x64)"}.get(dtype.itemsize, "")
+            wider += "; or a function is undefined there (log below 0): take one that is defined everywhere" * drawn
+            raise ProgramError(
+                f"{program.structure.name}: the kernel is not finite for these inputs: variances or their products "
+                f"leave the range of {most}; scale the inputs to norms of about √features, or lower the weights' "
+                f"variances{wider}"
             )
-            raise ProgramError(f"{program.structure.name}: the kernel is not finite for these inputs, {why}")
     return result

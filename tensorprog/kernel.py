@@ -251,7 +251,7 @@ def _with_errors(program: Program, estimated: tuple[Any, ...], error: bool) -> K
     """Estimated kernels, with standard errors where these are asked for; what is not finite is refused."""
     nngp, ntk, nngp_error, ntk_error = estimated
     if all(is_concrete(k) for k in (nngp, ntk) if k is not None):
-        finite(program, {"value": nngp, "tangent": ntk})
+        finite(program, {"value": nngp, "tangent": ntk}, drawn=True)
     if not error:
         return Kernels(nngp, ntk)
     return Kernels(nngp, ntk, Bounds(stated(nngp, nngp_error), None if ntk is None else stated(ntk, ntk_error)))

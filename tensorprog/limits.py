@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,10 +11,13 @@ import jax
 import numpy as np
 
 from tensorprog.batch import batch, random_key, require_program
-from tensorprog.errors import ProgramError, bad_argument, problem
+from tensorprog.errors import ProgramError, bad_argument, located, problem, warn
+from tensorprog.functions.integrate import Found
 from tensorprog.gia import reached
 from tensorprog.interpret.buffers import stated
-from tensorprog.interpret.particles import linear_obstacle
+from tensorprog.interpret.exact import exact
+from tensorprog.interpret.existence import refuse_watched, untamed, watched
+from tensorprog.interpret.particles import integrals, linear_obstacle
 from tensorprog.interpret.roads import (
     NODES,
     Outputs,
@@ -23,6 +26,7 @@ from tensorprog.interpret.roads import (
     expectations,
     held,
     is_small,
+    is_smaller,
     particles,
     possible,
     widest,
@@ -33,6 +37,8 @@ from tensorprog.show import expression
 
 METHODS = ("auto", "exact", "quadrature", "particles")
 SAMPLES = 2**18
+SEEN = 2**14
+"""Draws that nodes are compared with."""
 _GOOD = 1e-3
 
 
@@ -42,10 +48,10 @@ class Limit:
     """The limit of a program's outputs.
 
     `value`: an array (N, *S) for an output over sites S, without N where the program has no inputs; a tuple for several
-    outputs. `stderr`: like `value`, the standard error (particles) or the estimated error (quadrature; 0 to rounding on
-    the exact road), infinite where nothing is known, as of a NaN inside a transformation. `method`: the road taken,
-    "exact", "quadrature" or "particles". A Limit of several outputs is indexed and iterated over like a tuple of their
-    Limits.
+    outputs. `stderr`: like `value`, the standard error (particles) or a bound of the error (quadrature; below 1e-9 or
+    the dtype's rounding where exact), infinite where nothing is known, as of a NaN inside a transformation. `method`:
+    the road taken, "exact", "quadrature" or "particles". A Limit of several outputs is indexed and iterated over like a
+    tuple of their Limits.
     """
 
     value: Any
@@ -80,9 +86,10 @@ def limit(
     """The limit of each scalar output as the widths go to infinity: (1/n) Σ ψ(x_α) → E ψ(Z^x), any NETSOR⊤+ program.
 
     Z follows the rules of the Z-calculus: Z^{Wx} = Ẑ + Ż, with the Ż that products with W and Wᵀ cause. Three roads:
-    "exact" where every vector is linear in Gaussians (E of a Moment's function by quadrature in its own arguments);
-    "quadrature" where the vectors of a width depend on at most three Gaussians; "particles", draws of every Z, whose
-    standard error comes from 32 or more independent replicates. "auto" takes the first that the program and the
+    "exact" where every vector is linear in Gaussians, by adaptive panels in the arguments of a Moment's function, to
+    1e-9 or the dtype's rounding; where less is known (and inside a transformation, on nodes that are fixed) the word is
+    "quadrature", as where the vectors of a width depend on at most three Gaussians; "particles", draws of every Z,
+    whose standard error comes from 32 or more independent replicates. "auto" takes the first that the program and the
     accuracy (1e-3) allow.
 
     **Arguments:** x: (N, *sites, features), a tuple for several inputs, nothing for a program without inputs. samples:
@@ -93,7 +100,7 @@ def limit(
     is the inputs' (the default float dtype without any).
 
     **Raises:** `ProgramError` for outputs that are no scalars, data that do not fit, samples < 2, a road that the
-    program cannot take, limits that are not finite.
+    program cannot take, limits that do not exist or are not finite.
 
     Source: Tensor Programs III (2009.10685), Theorem 2.10; the particle form in docs/theory.md.
 
@@ -112,9 +119,15 @@ def limit(
     _check_outputs(program)
     arrays = batch(structure, x, "x")
     options = Options(samples, key, method, chunk, assume_gia)
-    value, error, taken = expected(program, arrays, structure.outputs, Outputs(structure.outputs), options)
-    if all(map(is_concrete, value)):
+    ends = structure.outputs
+    read = Outputs(ends, tuple(own.vector for own in watched(structure, ends)))
+    found, errors, taken = expected(program, arrays, ends, read, options)
+    (value, sizes, seconds), error = found, errors[0]
+    if all(map(is_concrete, (*value, *program.leaves))):
+        if linear_obstacle(structure, reached(structure, ends)) is not None:
+            refuse_watched(program, ends, seconds)
         _check_finite(program, value)
+        _warn_unsettled(program, value, error, sizes)
     if structure.single:
         value, error = value[0], error[0]
     return Limit(value, error, taken)
@@ -142,12 +155,27 @@ def expected(
     key = jax.random.key(0) if options.key is None else random_key(options.key)
     take = partial(expectations, program, arrays, key, ends=ends, read=read)
     road = choose(program.structure, ends, options)
-    value, error = take(road=road)
-    coarse = options.method == "auto" and road.method == "quadrature"
-    if coarse and all(map(is_concrete, jax.tree.leaves((value, error)))) and not is_small(value, error, _GOOD):
-        road = choose(program.structure, ends, replace(options, method="particles"))
+    known = all(map(is_concrete, jax.tree.leaves((program.leaves, arrays))))
+    if road.method == "exact" and known:
+        value, error, found = exact(program, arrays, ends, read, options.naive)
+        word = "exact" if _settled(value, error, found) else "quadrature"
+    else:
         value, error = take(road=road)
-    return value, jax.tree.map(stated, value, error), road.method
+        integrated = road.method == "exact" and integrals(program.structure, reached(program.structure, ends))
+        word = "quadrature" if integrated else road.method
+    if options.method != "auto" or word != "quadrature" or not known:
+        return value, jax.tree.map(stated, value, error), word
+    # Of outputs their values count, not what is only told of them.
+    judged = [x[0] if isinstance(read, Outputs) else x for x in (value, error)]
+    coarse = not is_small(*judged, _GOOD)
+    blind = not coarse and road.method != "exact" and untamed(program.structure, ends)
+    blind = blind and _missed(take, program.structure, ends, options, read, value)
+    if coarse or blind:
+        road = choose(program.structure, ends, replace(options, method="particles"))
+        drawn, spread = take(road=road)
+        if blind or not is_smaller(judged[1], spread[0] if isinstance(read, Outputs) else spread):
+            return drawn, jax.tree.map(stated, drawn, spread), road.method
+    return value, jax.tree.map(stated, value, error), word
 
 
 def choose(structure: Structure, ends: tuple[int, ...], options: Options) -> Road:
@@ -181,6 +209,28 @@ def choose(structure: Structure, ends: tuple[int, ...], options: Options) -> Roa
     return Road(name, points, replicates, options.naive, together)
 
 
+def _missed(take: Any, structure: Structure, ends: tuple[int, ...], options: Options, read: Read, value: Any) -> bool:
+    """Whether some draws see more than nodes did: functions may be narrower than the nodes lie. Less is no sign, since
+    draws do not reach where fast growing functions have their mass."""
+    few = replace(options, method="particles", samples=min(options.samples, SEEN))
+    drawn, spread = take(road=choose(structure, ends, few))
+    sized = [jax.tree.leaves(x[1] if isinstance(read, Outputs) else x) for x in (value, drawn, spread)]
+    seen, found, errors = ([np.abs(np.asarray(leaf)) for leaf in leaves] for leaves in sized)
+    return any(bool((f - v > 6 * e + _GOOD * v).any()) for v, f, e in zip(seen, found, errors, strict=True))
+
+
+def _settled(value: Any, error: Any, found: Mapping[int, Found]) -> bool:
+    """Whether values are known to 1e-9, or to the rounding of what was summed."""
+    dtypes = {np.asarray(v).dtype for v in jax.tree.leaves(value)}
+    rounding = 128 * max((float(np.finfo(d).eps) for d in dtypes), default=0.0)
+    size = max((float(np.max(f.size, initial=0.0)) for f in found.values()), default=0.0)
+    pairs = zip(jax.tree.leaves(value), jax.tree.leaves(error), strict=True)
+    return all(
+        (np.asarray(e) <= np.maximum(1e-9 * np.abs(np.asarray(v)), rounding * max(size, 1e-300))).all()
+        for v, e in pairs
+    )
+
+
 def _check_outputs(program: Program) -> None:
     structure = program.structure
     for output in structure.outputs:
@@ -205,6 +255,24 @@ def _check_numbers(samples: Any, chunk: Any) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise bad_argument(name, f"{value!r} draws give no limit and no standard error", f"give an int ≥ {least}")
+
+
+def _warn_unsettled(program: Program, values: Any, errors: Any, sizes: Any) -> None:
+    """Warn of outputs whose error is as large as they are, beside what they are an average of."""
+    structure = program.structure
+    for output, *own in zip(structure.outputs, values, errors, sizes, strict=True):
+        value, error, size = (np.abs(np.asarray(x)) for x in own)
+        bad = (error > 0.5 * value) & (error > 0.05 * size)
+        if bad.any():
+            at = np.flatnonzero(bad.reshape(-1))[0]
+            told = located(
+                structure.line(output) or structure.name,
+                expression(structure, program.leaves, output),
+                f"its limit is {value.reshape(-1)[at]:.3g} ± {error.reshape(-1)[at]:.2g}: what it averages lies where "
+                "neither nodes nor draws reach, or too close together",
+                "take a function that varies and grows more slowly, lower the variances, or give more samples",
+            )  # fmt: skip
+            warn(told)
 
 
 def _check_finite(program: Program, value: tuple[Any, ...]) -> None:

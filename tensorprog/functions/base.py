@@ -261,14 +261,6 @@ def method(phi: Elementwise, psi: Elementwise) -> str:
     return REDUCED if _short(phi) or _short(psi) else GENERAL
 
 
-def diverges(phi: Elementwise, a: Any, numbers: Numbers = ()) -> Array:
-    """Where E phi(u)^2 does not exist, u ~ N(0, a): exp(k x^2) from 4 k a = 1 on. No function of the table ever."""
-    a, _, _, numbers, _ = _cast(a, a, a, numbers, ())
-    if phi.form is not None:
-        return jnp.zeros(a.shape, bool)
-    return general.diverges(phi.fn, a, numbers)
-
-
 def crowded(phi: Elementwise, a: Any, numbers: Numbers = ()) -> Array:
     """Where phi has more jumps than integrals are split at within reach of u ~ N(0, a)."""
     a, _, _, numbers, _ = _cast(a, a, a, numbers, ())
@@ -403,6 +395,6 @@ def _whole(value: Array, *arguments: Array) -> Array:
 
 
 __all__ = [
-    "IDENTITY", "ONE", "Elementwise", "derivative", "diverges", "elementwise", "expect", "expect_error", "expect_one",
+    "IDENTITY", "ONE", "Elementwise", "derivative", "elementwise", "expect", "expect_error", "expect_one",
     "expect_one_error", "mean", "mean_error", "method", "polynomially_bounded", "power", "product", "shifted",
 ]  # fmt: skip

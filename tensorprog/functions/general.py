@@ -22,11 +22,11 @@ from jax import Array, lax
 from tensorprog.errors import ProgramError
 from tensorprog.functions import jumps, kinks
 from tensorprog.functions.derived import Entries, Partial, Repeated, Slope, Times, origins, width
-from tensorprog.functions.nested import expectations, sides
+from tensorprog.functions.nested import HOPELESS, expectations, sides
 from tensorprog.functions.quadrature import Functions, density, entries, nodes, panel, reach
 from tensorprog.functions.series import Side, feature_places, resolve, standard_edges
 
-__all__ = ["diverges", "mean", "means", "pair", "pairs", "sides"]
+__all__ = ["mean", "means", "pair", "pairs", "sides"]
 
 _Numbers = tuple[Array, ...]
 Given = tuple[Side, Side] | None
@@ -83,28 +83,6 @@ def means(phis: Functions, a: Array, numbers: _Numbers = ()) -> tuple[Array, Arr
     a = jnp.asarray(a)
     values, bounds = (x.reshape(*a.shape, entries(phis)) for x in _means(phis, a.reshape(-1), tuple(numbers)))
     return values, lax.stop_gradient(bounds)
-
-
-def diverges(phi: Callable, a: Array, numbers: _Numbers = ()) -> Array:
-    """Whether E phi(u)^2, u ~ N(0, a), does not exist: log |phi(u)| grows like u^2 / (4a) or faster.
-
-    Judged by the last points of either tail where phi is finite: growth from half way there to there with a power below
-    1.9 converges whatever its size; a larger power must stay below u^2 / (4a).
-    """
-    a = jnp.asarray(a)
-    end = reach(a.dtype)
-    half = jnp.linspace(0.0, end, 257, dtype=a.dtype)[1:]
-    sd = jnp.sqrt(a.reshape(-1))[:, None, None]
-    z = jnp.stack([half, -half])
-    at = jax.vmap(lambda entry: jnp.asarray(phi(entry, *numbers)).astype(a.dtype))
-    size = jnp.abs(at((sd * z).reshape(-1)).reshape(-1, 2, len(half)))
-    logs = jnp.log(jnp.where(size > 0, size, 1.0))
-    last = jnp.isfinite(size).sum(-1) - 1
-    take = lambda index: jnp.take_along_axis(logs, jnp.maximum(index, 0)[..., None], -1)[..., 0]
-    far, near = take(last), take((last + 1) // 2 - 1)
-    steep = (near > 0) & (far > 2.0**1.9 * near)
-    found = (far > 8) & steep & (far >= half[jnp.maximum(last, 0)] ** 2 / 4 * (1 - 1e-9))
-    return found.any(-1).reshape(a.shape)
 
 
 def crowded(phi: Callable, a: Array, numbers: _Numbers = ()) -> Array:
@@ -243,7 +221,9 @@ def _means(phis: Functions, a: Array, numbers: _Numbers) -> tuple[Array, Array]:
     strain = jnp.abs(jnp.diff(samples)) * jnp.abs(z[..., None, 1:])
     strain = jnp.where((panels.width > 0)[..., None], strain.sum(-1), 0.0).sum(1)
     bound = error + beyond + jnp.finfo(a.dtype).eps * (40 * size + strain)
-    return value, jnp.where(jnp.isfinite(value) & ~jnp.isnan(bound), bound, jnp.inf)
+    return value, jnp.where(
+        jnp.isfinite(value) & (bound <= HOPELESS * size + jnp.finfo(a.dtype).tiny ** 0.5), bound, jnp.inf
+    )
 
 
 @partial(_means.defjvp, symbolic_zeros=True)

@@ -33,6 +33,8 @@ _LAYERS = np.array([-10.0, -5.0, -2.0, 2.0, 5.0, 10.0])  # around a kink of psi,
 _HALVINGS = 40
 _FAR = 15.0  # how far the inner rule follows a psi that is 0 within its window; as far as it goes if psi is 0 near 0
 _ACCEPTED = {"float64": 1e-13, "float32": 3e-6}  # a series stands where its bound is below this part of the size
+HOPELESS = 0.5
+"""A bound beyond this part of E |phi psi| says that no digit is known: it is inf."""
 _ROUNDING = 32.0  # eps * size, of a sum of positive terms in this many digits
 
 
@@ -131,6 +133,8 @@ def _nested(
         stop = jnp.clip((wide(two.low) - mean) / thin + 3, WINDOW, wide(far))
         given = conditional(psis, psi_numbers, wide(two.deviation) * mean, wide(scale) * thin, own, start, stop)
         weight = evaluate(phis, wide(one.deviation) * x, phi_numbers) * density(x)[..., None, :]
+        # A panel without width may lie on a pole.
+        weight = jnp.where((width > 0)[..., None, None], weight, 0.0)
         samples = weight * jnp.moveaxis(given[..., 0], -1, -2)
         found = panel(samples, width)
         more = integrate(jnp.abs(weight)[..., None, :] * jnp.moveaxis(given[..., 1:], -3, -1), width[..., None])
@@ -221,6 +225,7 @@ def expectations(
     _, value, size, bound = lax.while_loop(lambda state: state[0] < count, step, state)
     value, size, bound = (x.reshape(*shape, entries(phis)) for x in (value, size, bound))
     bound = bound + eps * size * (_ROUNDING + 2 * (first.strain + second.strain))
+    known = bound <= HOPELESS * size + eps * jnp.sqrt(first.square * second.square) + jnp.finfo(r.dtype).tiny ** 0.5
     # Far tails, squares of rounding beside the functions' own sizes, are not looked at; nor what is near underflow.
     bound = bound + eps**2 * jnp.sqrt(first.square * second.square) + jnp.sqrt(jnp.finfo(r.dtype).tiny)
-    return value, jnp.where(jnp.isfinite(value) & ~jnp.isnan(bound), bound, jnp.inf)
+    return value, jnp.where(jnp.isfinite(value) & known, bound, jnp.inf)

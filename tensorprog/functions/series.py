@@ -148,6 +148,7 @@ def side(fns: Functions, numbers: tuple, variance: Array, places: Places) -> Sid
     panels = resolve(fns, numbers, deviation, own)
     width = panels.width
     masses = width[..., None] / 2 * (panels.samples**2 * jnp.asarray(WEIGHTS, dtype)).sum(-1)
+    masses = jnp.where((width > 0)[..., None], masses, 0.0)  # a panel without width may lie on a pole
     square = masses.sum(1)
     eps = float(jnp.finfo(dtype).eps)
     matter = (masses > eps**2 * square[:, None]).any(-1)

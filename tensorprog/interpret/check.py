@@ -14,6 +14,7 @@ from tensorprog.errors import Line, ProgramError
 from tensorprog.functions.base import elementwise, polynomially_bounded
 from tensorprog.functions.frozen import Function
 from tensorprog.gia import Finding, backward_products, forward_transposes, reached, readout_findings
+from tensorprog.interpret.existence import ALMOST
 from tensorprog.interpret.growth import Growth, Numbers, jump, measure
 from tensorprog.interpret.roads import Responses, Road, expectations, particles, possible
 from tensorprog.interpret.system import moments, output_targets
@@ -220,9 +221,11 @@ def _judge(name: str, growth: Growth, has_transposes: bool) -> tuple[str, str, b
         at, value = growth.undefined
         why = f"{name}({at:g}) is {value:g}, and a Gaussian reaches every number"
         return why, "take a function that is defined everywhere", True
-    if growth.pole >= 0.5:
-        why = f"{name} grows like |z|^-{growth.pole:.2g} at 0, so E {name}(z)² does not exist"
-        return why, "keep away from 0: 1 / (z + c), or jnp.where around it", True
+    if growth.pole.power >= ALMOST / 2:
+        place, power = growth.pole
+        near = "|z|" if place == 0 else f"|z {'-' if place > 0 else '+'} {abs(place):.3g}|"
+        why = f"{name} grows like {near}^-{power:.2g} at {place:.3g}, so E {name}(z)² does not exist"
+        return why, f"keep away from {place:.3g}: 1 / (|z| + c), or jnp.where around it", True
     if growth.order == 0.0:
         return None
     why = f"{name} is not polynomially bounded (it grows like exp(|z|^{growth.order:.2g}))"

@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tensorprog.functions.base import Call
 from tensorprog.functions.frozen import Function
+from tensorprog.functions.lines import Pole, look
 
-NEAR = np.array([1e-4, 1e-8, 1e-12, 1e-16])
 Numbers = tuple[Any, ...]
+NONE = Pole(0.0, 0.0)
 Values = Callable[[np.ndarray], np.ndarray]
 
 
@@ -23,17 +25,18 @@ Values = Callable[[np.ndarray], np.ndarray]
 class Growth:
     """How fast |fn(z)| grows.
 
-    `order`: p where it grows like exp(|z|^p), 0 for growth like a power; `pole`: q where it grows like |z|^-q at 0;
-    `undefined`: a point at moderate distance where it is no number, and what it is there.
+    `order`: p where it grows like exp(|z|^p), 0 for growth like a power; `pole`: where it grows like |z - p|^-q, of one
+    argument anywhere, of several at 0; `undefined`: a point at moderate distance where it is no number, and what it is
+    there.
     """
 
     order: float = 0.0
-    pole: float = 0.0
+    pole: Pole = NONE
     undefined: tuple[float, float] | None = None
 
 
 def measure(fn: Function, numbers: Numbers, count: int) -> Growth:
-    """The growth of a function of `count` arguments along its diagonals, and of each argument near 0.
+    """The growth of a function of `count` arguments along its diagonals, and its poles.
 
     A guess from values: it sees what a function does at some twenty points a ray. Traced numbers are taken as 1.
     """
@@ -43,7 +46,12 @@ def measure(fn: Function, numbers: Numbers, count: int) -> Growth:
     undefined = next((found for ray in rays if (found := _undefined(at, ray)) is not None), None)
     if undefined is not None:
         return Growth(undefined=undefined)
-    return Growth(max(_order(at, ray) for ray in rays), max(_pole(at, count, i) for i in range(count)))
+    order = max(_order(at, ray) for ray in rays)
+    if count > 1:
+        return Growth(order, Pole(0.0, max(_pole(at, count, i) for i in range(count))))
+    with jax.ensure_compile_time_eval():
+        held = tuple(np.asarray(_value(number, jnp.result_type(float))) for number in numbers)
+    return Growth(order, look(Call(fn), held).steepest() or NONE)
 
 
 def jump(fn: Function, numbers: Numbers) -> float | None:
@@ -64,15 +72,6 @@ def jump(fn: Function, numbers: Numbers) -> float | None:
         # A slope has shrunk 10⁴-fold, a pole has grown; halved further, float32 could not tell the ends apart.
         stays = (np.abs(right - left) > 0.3 * rise) & (np.abs(right - left) < 3.0 * rise) & (rise > 1e-3)
     return round(float(low[stays][0]), 5) + 0.0 if stays.any() else None
-
-
-def pole(values: np.ndarray) -> float:
-    """q where |fn| grows like |z|^-q at 0 on either side, from `fn` at the points of `NEAR`, a row for each side."""
-    sizes = np.abs(values)
-    with np.errstate(all="ignore"):
-        steps = np.log(sizes[:, 1:] / sizes[:, :-1]) / np.log(NEAR[:-1] / NEAR[1:])
-    steps = np.where(sizes[:, 1:] == np.inf, math.inf, steps)
-    return max(0.0, float(np.where(np.isfinite(sizes[:, 0]), np.nan_to_num(steps, posinf=math.inf).min(1), 0.0).max()))
 
 
 def _evaluator(fn: Function, numbers: Numbers) -> Values:

@@ -174,9 +174,9 @@ def mean(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer)
     _, phi, _ = group.form  # type: ignore[misc]
     var = buffer.value[arrays["var"]]
     numbers, others = _numbers(group, arrays, "phi_numbers", context, buffer, "left")
-    if buffer.error is None:
-        return over_equations(group, partial(base.mean, phi), (var,), numbers), None, None, None
     value, error = over_equations(group, partial(base.mean_error, phi), (var,), numbers)
+    if buffer.error is None:
+        return _told(value, error) if phi.form is None else value, None, None, None
     for moved, own in ((var + buffer.error[arrays["var"]], numbers), *((var, n) for n in others)):
         error = error + jnp.abs(over_equations(group, partial(base.mean, phi), (moved,), own) - value)
     return value, None, error, None
@@ -215,24 +215,36 @@ def _expectation(
     both, alone = roads
     arguments, numbers = call
     need = buffer.error is not None
+    is_open = any(isinstance(f, Elementwise) and f.form is None for f in group.form[1:3])  # type: ignore[index]
     known = () if given is None else (given,)
     if buffer.tangent is None:
         value, error = over_equations(group, alone, arguments, *numbers, *known)
         (change,) = _changes(moves, (value,), lambda x, n: over_equations(group, alone, x, *n)[:1])
-        return value, None, error + change if need else None, None
+        return (
+            (value, None, error + change, None)
+            if need
+            else (_told(value, error) if is_open else value, None, None, None)
+        )
 
     def both_and_bounds(*everything: Any) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         (value, bound), (slope, slope_bound) = both(*everything)
-        return (value, slope), (bound(), slope_bound()) if need else (value, slope)
+        return (value, slope), (bound(), slope_bound()) if need or is_open else (value, slope)
 
     (value, slope), (error, slope_error) = over_equations(group, both_and_bounds, arguments, *numbers, *known)
     tangent = buffer.tangent[cell]
     if buffer.tangent_error is None:
+        if is_open:
+            value, slope = _told(value, error), jnp.where(tangent == 0, 0.0, _told(slope, slope_error))
         return value, slope * tangent, None, None
     changes = _changes(moves, (value, slope), lambda x, n: over_equations(group, both_and_bounds, x, *n)[0])
     error, slope_error = error + changes[0], slope_error + changes[1]
     tangent_error = jnp.abs(slope) * buffer.tangent_error[cell] + slope_error * jnp.abs(tangent)
     return value, slope * tangent, error, tangent_error
+
+
+def _told(value: Array, bound: Array) -> Array:
+    """A value of which no digit is known is none, where nobody asks for its bound: `evaluation` says whose it is."""
+    return jnp.where(jnp.isinf(jax.lax.stop_gradient(bound)), jnp.nan, value)
 
 
 def _changes(moves: Sequence[Move], values: tuple[Array, ...], evaluate: Any) -> tuple[Array, ...]:

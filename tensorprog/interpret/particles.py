@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 import jax
 import jax.numpy as jnp
 
+from tensorprog.functions.degree import degree, expected
 from tensorprog.functions.frozen import Function, freeze
 from tensorprog.interpret.evaluator import Evaluator, safe_sqrt
 from tensorprog.interpret.products import Family, cholesky, gaussian_part, response
@@ -64,8 +65,8 @@ def _summed(structure: Structure, instruction: Instruction) -> int:
 class Limit(Evaluator):
     """A program's vectors as random variables of a space: (*sites, M).
 
-    `naive` leaves every Ż out (the gradient independence assumption). `largest` collects the coefficients of Ż, each
-    with the position of the product that has it.
+    `naive` leaves every Ż out (the gradient independence assumption). `coefficients` are those of Ż, by the position of
+    the product that has it, `sizes` the means of |fn| of Moments.
     """
 
     def __init__(self, program: Program, inputs: tuple[Array, ...], spaces: Mapping[str, Space], naive: bool = False):
@@ -73,6 +74,7 @@ class Limit(Evaluator):
         self.spaces, self.naive = spaces, naive
         self.families: dict[tuple[int, bool], Family] = {}
         self.coefficients: dict[int, Array] = {}
+        self.sizes: dict[int, Array] = {}
         self.position = -1
 
     def second_moments(self, x: int, y: int) -> Array:
@@ -87,14 +89,15 @@ class Limit(Evaluator):
             self.values[self.position] = self.instruction(self.position)
         return self.values
 
+    def mean(self, values: Array, dim: Dim) -> Array:
+        assert isinstance(dim, str), "averages are over widths"
+        self.sizes[self.position] = self.spaces[dim].mean(jnp.abs(values))
+        return self.spaces[dim].mean(values)
+
     # ---- vectors
 
     def ones(self, dim: Dim) -> Array:
         return jnp.ones(dim, self.dtype) if isinstance(dim, int) else self.spaces[dim].one
-
-    def mean(self, values: Array, dim: Dim) -> Array:
-        assert isinstance(dim, str), "averages are over widths"
-        return self.spaces[dim].mean(values)
 
     def inner(self, x: Array, y: Array, type_: VectorType) -> Array:
         if not isinstance(type_.dim, str):
@@ -164,8 +167,21 @@ class Limit(Evaluator):
         return jnp.moveaxis(z, 0, 1).reshape(*sites, -1)
 
 
+class Law(NamedTuple):
+    """What a Moment's function is called with, at each flat site: Gaussians of `mean` (S, K) and covariance
+    `factor` factorᵀ (S, K, K), scalars (S, L)."""
+
+    mean: Array
+    factor: Array
+    scalars: Array
+
+
 class LinearLimit(Limit):
-    """The limit of a program whose vectors are linear forms in Gaussians: only its Moments see functions."""
+    """The limit of a program whose vectors are linear forms in Gaussians: only its Moments see functions.
+
+    Moments without a closed form are `given` by position with their sizes, (2, S), and their `laws` kept for who
+    integrates them; without `given`, on a grid of fixed nodes, `coarser` ones for an estimate of its error.
+    """
 
     def __init__(
         self,
@@ -174,15 +190,17 @@ class LinearLimit(Limit):
         spaces: Mapping[str, Space],
         naive: bool = False,
         coarser: float = 1.0,
+        given: Mapping[int, Array] | None = None,
     ):
         super().__init__(program, inputs, spaces, naive)
-        self.coarser = coarser
+        self.coarser, self.given = coarser, given
+        self.laws: dict[int, Law] = {}
 
     def nonlin(self, nonlin: Nonlin) -> Array:
         raise AssertionError("a program with Nonlins is not linear")
 
     def moment(self, moment: Moment) -> Array:
-        """E fn of jointly Gaussian variables, by quadrature in as many dimensions."""
+        """E fn of jointly Gaussian variables."""
         forms = jnp.broadcast_arrays(*(self.values[v] for v in moment.vectors))
         sites = jnp.broadcast_shapes(forms[0].shape[:-1], *(self.scalar(s).shape for s in moment.scalars))
         flat = [jnp.broadcast_to(f, (*sites, f.shape[-1])).reshape(-1, f.shape[-1]) for f in forms]
@@ -190,19 +208,54 @@ class LinearLimit(Limit):
         numbers = tuple(self.number(n) for n in moment.numbers)
         if is_product(moment.fn) and len(flat) == 2 and not scalars:
             return (flat[0] * flat[1]).sum(-1).reshape(sites)
+        if polynomial(self.structure, moment):
+            call = expected(moment.fn, len(flat))
+
+            def by_moments(own: Array, thetas: list[Array]) -> Array:
+                second = jnp.matmul(own, own.T, precision=HIGHEST).reshape(-1)
+                return jnp.asarray(call(*thetas, own[:, 0], second, numbers=numbers), self.dtype)
+
+            return jax.vmap(by_moments)(jnp.stack(flat, 1), scalars).reshape(sites)
+        law = jax.vmap(self.law)(jnp.stack(flat, 1), scalars)
+        if self.given is not None:
+            self.laws[self.position] = law
+            value, size = self.given[self.position]
+            self.sizes[self.position] = size.reshape(sites)
+            return value.reshape(sites)
         nodes = int(MOMENT_NODES[len(flat)] * self.coarser) | 1
         grid = Grid(len(flat), nodes, self.dtype)
 
-        def one(item: tuple[Array, list[Array]]) -> Array:
-            own, thetas = item
-            centred = own[:, 1:]
-            covariance = jnp.matmul(centred, centred.T, precision=HIGHEST)
-            factor = cholesky(covariance, jnp.diagonal(covariance))
-            values = own[:, :1] + jnp.matmul(factor, grid.nodes, precision=HIGHEST)
-            at = jax.vmap(lambda *z: jnp.asarray(moment.fn(*z, *thetas, numbers=numbers), self.dtype))
+        def one(law: Law) -> Array:
+            values = law.mean[:, None] + jnp.matmul(law.factor, grid.nodes, precision=HIGHEST)
+            at = jax.vmap(lambda *z: jnp.asarray(moment.fn(*z, *law.scalars, numbers=numbers), self.dtype))
             return grid.mean(at(*values))
 
-        return jax.lax.map(one, (jnp.stack(flat, 1), scalars)).reshape(sites)
+        return jax.lax.map(one, law).reshape(sites)
+
+    def law(self, own: Array, scalars: list[Array]) -> Law:
+        centred = own[:, 1:]
+        covariance = jnp.matmul(centred, centred.T, precision=HIGHEST)
+        held = jnp.stack(scalars) if scalars else jnp.zeros(0, self.dtype)
+        return Law(own[:, 0], cholesky(covariance, jnp.diagonal(covariance)), held)
+
+
+def polynomial(structure: Structure, moment: Moment) -> bool:
+    """Whether a Moment's function is of degree 2 at most: means and second moments give it."""
+    held = tuple(structure.number_sites[n.index] for n in moment.numbers)
+    found = degree(moment.fn, len(moment.vectors), len(moment.scalars), held)
+    return found is not None and found <= 2
+
+
+def integrals(structure: Structure, positions: list[int]) -> tuple[int, ...]:
+    """Moments of linear vectors that have no closed form."""
+    found = []
+    for position in positions:
+        instruction = structure.instructions[position]
+        if isinstance(instruction, Moment):
+            product = is_product(instruction.fn) and len(instruction.vectors) == 2 and not instruction.scalars
+            if not product and not polynomial(structure, instruction):
+                found.append(position)
+    return tuple(found)
 
 
 def is_product(fn: Function) -> bool:

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.gia import reached
-from tensorprog.interpret.particles import Limit, LinearLimit, gaussians, linear_obstacle
-from tensorprog.interpret.spaces import Draws, Forms, Grid
+from tensorprog.interpret.particles import Limit, LinearLimit, gaussians, integrals, linear_obstacle
+from tensorprog.interpret.spaces import ALONE_REACH, REACH, Draws, Forms, Grid
 from tensorprog.ir import Structure
 from tensorprog.program import Program
 
 Array = jax.Array
-NODES = {0: 1, 1: 2049, 2: 257, 3: 65}
+NODES = {0: 1, 1: 6145, 2: 257, 3: 65}
 """Nodes to an axis of the quadrature in so many Gaussians."""
 REPLICATES = 32
 COARSER = 0.7
@@ -83,11 +83,17 @@ def _single(
             limit: Limit = LinearLimit(program, inputs, spaces, road.naive, coarser)
         else:
             nodes = {n: int(NODES[c] * coarser) | 1 for n, c in counts.items()}
-            limit = Limit(program, inputs, {n: Grid(c, nodes[n], dtype) for n, c in counts.items()}, road.naive)
+            # A coarser grid that ends earlier shows what the finer one may leave out beyond its end, too.
+            ends = {n: (ALONE_REACH if c == 1 else REACH) * coarser**0.5 for n, c in counts.items()}
+            grids = {n: Grid(c, nodes[n], dtype, ends[n]) for n, c in counts.items()}
+            limit = Limit(program, inputs, grids, road.naive)
         limit.run(positions)
         return read(limit)
 
-    fine, coarse = run(1.0), jax.lax.stop_gradient(run(COARSER))
+    fine = run(1.0)
+    if road.method == "exact" and not integrals(structure, positions):
+        return fine, jax.tree.map(jnp.zeros_like, fine)
+    coarse = jax.lax.stop_gradient(run(COARSER))
     return fine, jax.tree.map(lambda a, b: jax.lax.stop_gradient(jnp.abs(a - b)), fine, coarse)
 
 
@@ -136,12 +142,21 @@ def expectations(
 
 @dataclass(frozen=True)
 class Outputs:
-    """The values of scalar outputs."""
+    """The values of scalar outputs, what they are averages of in size, the largest second moments of `vectors`."""
 
     positions: tuple[int, ...]
+    vectors: tuple[int, ...] = ()
 
-    def __call__(self, limit: Limit) -> tuple[Array, ...]:
-        return tuple(limit.values[p] for p in self.positions)
+    def __call__(self, limit: Limit) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]]:
+        values = tuple(limit.values[p] for p in self.positions)
+        sizes = tuple(limit.sizes.get(p, jnp.abs(v)) for p, v in zip(self.positions, values, strict=True))
+        dims = (limit.structure.vector(v).dim for v in self.vectors)
+        seconds = tuple(
+            limit.spaces[dim].mean(limit.values[v] ** 2).max()
+            for v, dim in zip(self.vectors, dims, strict=True)
+            if isinstance(dim, str)
+        )
+        return values, sizes, seconds
 
 
 @dataclass(frozen=True)
@@ -161,3 +176,11 @@ def is_small(value: Any, error: Any, tolerance: float) -> bool:
     return all(
         np.max(np.asarray(e), initial=0) <= tolerance * np.max(np.abs(np.asarray(v)), initial=1) for v, e in pairs
     )
+
+
+def is_smaller(one: Any, other: Any) -> bool:
+    """Whether the largest of some errors is below that of others."""
+    largest = [
+        max((float(np.max(np.asarray(e), initial=0)) for e in jax.tree.leaves(x)), default=0.0) for x in (one, other)
+    ]
+    return largest[0] <= largest[1]

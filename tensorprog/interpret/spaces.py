@@ -23,6 +23,8 @@ Array = jax.Array
 HIGHEST = jax.lax.Precision.HIGHEST
 REACH = 12.0
 """Quadrature goes so many standard deviations out: what is beyond has probability 1e-32."""
+ALONE_REACH = 36.0
+"""The same where there is but one Gaussian: that of e^{30z} too."""
 _SOBOL = 64
 _BITS = 30  # of SciPy's Sobol points
 
@@ -97,8 +99,8 @@ class Grid(Space):
     For analytic functions its error falls exponentially with the nodes, at a kink like their square.
     """
 
-    def __init__(self, gaussians: int, nodes: int, dtype: jnp.dtype):
-        z = np.linspace(-REACH, REACH, nodes)
+    def __init__(self, gaussians: int, nodes: int, dtype: jnp.dtype, reach: float = REACH):
+        z = np.linspace(-reach, reach, nodes)
         w = np.exp(-(z**2) / 2)
         w /= w.sum()
         axes = np.meshgrid(*[z] * gaussians, indexing="ij")

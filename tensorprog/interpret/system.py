@@ -15,7 +15,7 @@ import numpy as np
 
 from tensorprog.batch import require_program
 from tensorprog.errors import NotIntegrated, ProgramError, bad_argument, problem
-from tensorprog.functions.base import Elementwise
+from tensorprog.functions.base import Elementwise, polynomially_bounded
 from tensorprog.gia import Finding, backward_products, forward_transposes, readout_findings
 from tensorprog.interpret.buffers import Alone, Buffer, Context
 from tensorprog.interpret.demand import Demand
@@ -28,6 +28,8 @@ from tensorprog.interpret.equations import (
     ImportEq,
     JointEq,
     LinearEq,
+    MeanEq,
+    OneEq,
     PairEq,
     ProductEq,
     ScalarEq,
@@ -123,7 +125,8 @@ def moments(structure: Structure, targets: Targets, *, everything: bool = False)
         while everything and _complete(demand):
             pass
     exported = [np.array([ZERO, UNIT]), *(_exported(e) for e in demand.cross.equations)]
-    exported += [_exported(e) for e in demand.same.equations if isinstance(e, JointEq)]  # `accuracy` looks at these
+    # `accuracy` and `existence` look at these.
+    exported += [_exported(e) for e in demand.same.equations if isinstance(e, JointEq) or _open(e)]
     same = plan(demand.same, np.concatenate(exported))
     tables = Tables.of(demand.cross)
     kept = np.arange(len(demand.cross.owners)) if everything else np.concatenate(cells)
@@ -164,6 +167,12 @@ def joint_equations(demand: Demand) -> Iterator[tuple[list[Any], JointEq]]:
                 yield system.owners, equation
 
 
+def _open(equation: Any) -> bool:
+    """Whether an equation's expectation, of one Gaussian a function, is not known to exist at every variance."""
+    phis = [phi for name in ("phi", "psi") if isinstance(phi := getattr(equation, name, None), Elementwise)]
+    return isinstance(equation, PairEq | OneEq | MeanEq) and not all(map(polynomially_bounded, phis))
+
+
 def _exported(equation: Any) -> np.ndarray:
     """Same-input cells that a crossing equation reads; of a joint expectation those of each side by itself."""
     numbers = [
@@ -173,6 +182,8 @@ def _exported(equation: Any) -> np.ndarray:
     match equation:
         case PairEq(left=left, right=right):
             return np.concatenate([left, right, *own])
+        case OneEq(var=var) | MeanEq(var=var):
+            return np.concatenate([var, *own])
         case BatchEq(left=left, right=right):
             return np.concatenate([left.reshape(-1), right.reshape(-1)])
         case ImportEq(cells=cells):
