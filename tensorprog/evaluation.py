@@ -11,7 +11,6 @@ import numpy as np
 
 from tensorprog import tiles
 from tensorprog.accuracy import warn_unsettled
-from tensorprog.batch import is_concrete
 from tensorprog.errors import ProgramError
 from tensorprog.existence import check_expectations, check_functions
 from tensorprog.functions import base
@@ -19,7 +18,7 @@ from tensorprog.interpret.buffers import Alone, Buffer
 from tensorprog.interpret.equations import BatchEq, JointEq, PairEq
 from tensorprog.interpret.system import Moments, Targets, cross_stage, moments, same_stage
 from tensorprog.loops import mapped
-from tensorprog.program import Program
+from tensorprog.program import Program, is_concrete
 
 Array = jax.Array
 

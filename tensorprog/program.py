@@ -10,20 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from tensorprog.arrays import NoNumbers, is_concrete, real_array
 from tensorprog.errors import ProgramError
 from tensorprog.ir import Num, Structure
 from tensorprog.show import listing
-
-
-def is_concrete(value: Any) -> bool:
-    """Whether a number or an array has values now, outside any JAX transformation."""
-    if not isinstance(value, jax.Array):
-        return True
-    try:
-        np.asarray(value[:0] if value.ndim else value)
-    except jax.errors.TracerArrayConversionError:
-        return False
-    return True
 
 
 def refusal(name: str, value: Any) -> str | None:
@@ -32,12 +22,11 @@ def refusal(name: str, value: Any) -> str | None:
     Variances and learning rates are at least 0, scales and ratios positive, everything is real and finite. Traced
     values are taken as they are.
     """
-    array = value if isinstance(value, jax.Array) else np.asarray(value)
-    if not (jax.numpy.issubdtype(array.dtype, np.number) or array.dtype == bool):
-        return f"{value!r} is not a number"
-    if jax.numpy.issubdtype(array.dtype, jax.numpy.complexfloating):
-        return f"{array.dtype} is not real"
-    if not is_concrete(value):
+    try:
+        array = real_array(value)
+    except NoNumbers as error:
+        return f"it is not real: it {error.why}" if "complex" in error.why else f"{value!r} is not a number"
+    if not is_concrete(array):
         return None
     array = np.asarray(array, dtype=np.float64)
     if not np.isfinite(array).all():
@@ -57,8 +46,14 @@ def _short(array: np.ndarray) -> str:
 def as_leaf(value: Any) -> Any:
     """A number as a program holds it: inexact, in double precision until an input gives a dtype."""
     if not isinstance(value, jax.Array):
-        return np.asarray(value, dtype=np.float64)
+        return np.asarray(real_array(value), dtype=np.float64)
     return value if jax.numpy.issubdtype(value.dtype, jax.numpy.inexact) else value.astype(float)
+
+
+def _literal(leaf: Any) -> Any:
+    """A NumPy number in place of a NumPy array without axes: in a function inside another, JAX keeps the dtype that
+    such an array had when it was first traced, and can't compile it any more once `jax_enable_x64` is switched."""
+    return leaf[()] if type(leaf) is np.ndarray and leaf.ndim == 0 else leaf
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -73,6 +68,9 @@ class Program:
 
     structure: Structure
     leaves: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "leaves", tuple(map(_literal, self.leaves)))
 
     @property
     def numbers(self) -> dict[str, Any]:
