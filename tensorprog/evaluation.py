@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,14 +13,18 @@ import numpy as np
 
 from tensorprog import tiles
 from tensorprog.accuracy import warn_unsettled
-from tensorprog.errors import ProgramError
+from tensorprog.errors import ProgramError, problem
 from tensorprog.existence import check_expectations, check_functions
 from tensorprog.functions import base
+from tensorprog.functions.breaks import Jumps, refuse_jumps
+from tensorprog.functions.joint import Partial, Plain
 from tensorprog.interpret.buffers import Alone, Buffer
+from tensorprog.interpret.composite import Vectorial, remap
 from tensorprog.interpret.equations import BatchEq, JointEq, PairEq
-from tensorprog.interpret.system import Moments, Targets, cross_stage, moments, same_stage
+from tensorprog.interpret.system import Moments, Targets, cross_stage, joint_equations, moments, same_stage
 from tensorprog.loops import mapped
 from tensorprog.program import Program, is_concrete
+from tensorprog.show import Printer
 
 Array = jax.Array
 
@@ -94,6 +100,53 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Every target's second moment and what goes with it: (N1, N2, *S_u, *S_v), by tiles."""
     m = moments(program.structure, targets)
+    with _jumps_at_their_line(program, m):
+        return _evaluated(program, m, x1, x2, tangent, error, weights, split, progress)
+
+
+@contextmanager
+def _jumps_at_their_line(program: Program, m: Moments) -> Iterator[None]:
+    """A derivative rule refuses what jumps, and knows no lines: the program's are looked through for the function."""
+    try:
+        yield
+    except Jumps as refused:
+        position = _jumping(m)
+        if position is None:
+            raise
+        text = Printer(program.structure, [None] * len(program.leaves)).expression(position, top=True)
+        raise problem(program.structure.line(position), text, refused.why, refused.remedy) from None
+
+
+def _jumping(m: Moments) -> int | None:
+    """The first Nonlin of several Gaussians that jumps, or else one whose slope does."""
+    kinked = None
+    for owners, e in joint_equations(m.demand):
+        _, left, right, *_ = owners[int(e.out[0])]
+        for fn, slots, owner in ((e.left, e.left_slots, left), (e.right, e.right_slots, right)):
+            if fn is None:
+                continue
+            alone = Vectorial(remap(fn.expr, {slot: place for place, slot in enumerate(slots)}, 0))
+            given = (tuple(jnp.ones(e.numbers.shape[1])), ())
+            if _refused(alone, len(slots), given):
+                return owner
+            if kinked is None and any(_refused(Partial(alone, i), len(slots), given) for i in range(len(slots))):
+                kinked = owner
+    return kinked
+
+
+def _refused(fn: Any, size: int, given: Any) -> bool:
+    try:
+        with jax.ensure_compile_time_eval():
+            refuse_jumps(Plain(fn), jnp.eye(size), given)
+    except Jumps:
+        return True
+    return False
+
+
+def _evaluated(
+    program: Program, m: Moments, x1: Any, x2: Any, tangent: bool, error: bool, weights: Any, split: bool,
+    progress: bool,
+) -> list[dict[str, Any]]:  # fmt: skip
     weights = jnp.zeros(max(1, len(program.structure.parameters))) if weights is None else weights
     leaves = tuple(program.leaves)
     concrete = all(is_concrete(jnp.asarray(a)) for a in jax.tree.leaves((leaves, weights, x1, x2)))

@@ -36,6 +36,8 @@ def refusal(name: str, value: Any) -> str | None:
         return f"{_short(array)} is negative"
     if kind in ("scale", "ratio") and (array <= 0).any():
         return f"{_short(array)} is not positive"
+    if kind == "ratio" and not 1e-6 <= float(array.min()) <= float(array.max()) <= 1e6:
+        return f"{_short(array)} is no proportion of two widths"
     return None
 
 
@@ -43,11 +45,19 @@ def _short(array: np.ndarray) -> str:
     return f"{float(array):g}" if array.ndim == 0 else f"an entry of the array {array.shape}"
 
 
-def as_leaf(value: Any) -> Any:
-    """A number as a program holds it: inexact, in double precision until an input gives a dtype."""
+def as_leaf(value: Any, name: str = "") -> Any:
+    """A number as a program holds it: inexact, in double precision until an input gives a dtype.
+
+    A traced variance or learning rate that turns out negative, or a scale or ratio that is not positive, is NaN: what
+    is traced cannot be refused, and shall not pass for another program's kernel.
+    """
     if not isinstance(value, jax.Array):
         return np.asarray(real_array(value), dtype=np.float64)
-    return value if jax.numpy.issubdtype(value.dtype, jax.numpy.inexact) else value.astype(float)
+    value = value if jax.numpy.issubdtype(value.dtype, jax.numpy.inexact) else value.astype(float)
+    kind = name.rpartition(".")[2]
+    if is_concrete(value) or kind not in ("var", "lr", "scale", "ratio"):
+        return value
+    return jax.numpy.where(value < 0 if kind in ("var", "lr") else value <= 0, jax.numpy.nan, value)
 
 
 def _literal(leaf: Any) -> Any:
@@ -81,7 +91,7 @@ class Program:
         """The same program with other values of some numbers ("W.scale" and "b.mean" also where they were left out).
 
         **Raises:** `ProgramError` for a name that the program does not have, a value of another shape, and values that
-        no such number has (a negative variance); traced values are not checked.
+        no such number has (a negative variance); a traced one that turns out so is NaN.
 
         ```python
         >>> import tensorprog as tp
@@ -106,7 +116,7 @@ class Program:
             shape = program.structure.number_sites[position]
             if np.shape(value) != shape:
                 raise ProgramError(f"replace: {name!r} has shape {shape}, the new value has shape {np.shape(value)}")
-            leaves = (*program.leaves[:position], as_leaf(value), *program.leaves[position + 1 :])
+            leaves = (*program.leaves[:position], as_leaf(value, name), *program.leaves[position + 1 :])
             program = Program(program.structure, leaves)
         return program
 
