@@ -46,7 +46,7 @@ def real_array(value: Any) -> jax.Array | np.ndarray:
     if not any(jnp.issubdtype(kind, known) for known in (jnp.floating, jnp.integer, np.bool_)):
         raise NoNumbers(f"holds {kind}, not numbers", "convert it to floating point numbers first")
     if isinstance(array, jax.Array):
-        return array
+        return jnp.asarray(np.asarray(array)) if is_split(array) and is_concrete(array) else array
     if kind.type is np.longdouble:
         return _fit(array, np.dtype(np.float64))
     return array if kind.isnative else array.astype(kind.newbyteorder("="))
@@ -83,10 +83,17 @@ def is_concrete(value: Any) -> bool:
     if not isinstance(value, jax.Array):
         return True
     try:
-        np.asarray(value[:0] if value.ndim else value)
+        np.asarray(value[:0] if value.ndim and not is_split(value) else value)
     except jax.errors.TracerArrayConversionError:
         return False
     return True
+
+
+def is_split(array: jax.Array) -> bool:
+    """Whether an array lies split over a mesh with Explicit axes: operations must then say how their results lie."""
+    sharding = getattr(jax.typeof(array), "sharding", None)
+    explicit = jax.sharding.AxisType.Explicit in getattr(getattr(sharding, "mesh", None), "axis_types", ())
+    return explicit and any(part is not None for part in getattr(sharding, "spec", ()))
 
 
 def _numpy(value: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tensorprog import tiles
 from tensorprog.accuracy import warn_unsettled
-from tensorprog.errors import ProgramError, problem
+from tensorprog.errors import ProgramError, bad_argument, problem
 from tensorprog.existence import check_expectations, check_functions
 from tensorprog.functions import base
 from tensorprog.functions.breaks import Jumps, refuse_jumps
@@ -100,7 +100,7 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Every target's second moment and what goes with it: (N1, N2, *S_u, *S_v), by tiles."""
     m = moments(program.structure, targets)
-    with _jumps_at_their_line(program, m):
+    with _jumps_at_their_line(program, m), _mapped_without_check(x1, x2):
         return _evaluated(program, m, x1, x2, tangent, error, weights, split, progress)
 
 
@@ -115,6 +115,22 @@ def _jumps_at_their_line(program: Program, m: Moments) -> Iterator[None]:
             raise
         text = Printer(program.structure, [None] * len(program.leaves)).expression(position, top=True)
         raise problem(program.structure.line(position), text, refused.why, refused.remedy) from None
+
+
+@contextmanager
+def _mapped_without_check(*inputs: Any) -> Iterator[None]:
+    """Inside a `jax.shard_map` that checks over which axes values vary: loops that start from constants do not say."""
+    try:
+        yield
+    except TypeError as error:
+        kinds = [jax.typeof(a).sharding.mesh.axis_types for a in jax.tree.leaves(inputs)]
+        mapped = any(jax.sharding.AxisType.Manual in kind for kind in kinds)
+        if not mapped or not any(word in str(error) for word in ("varying", "manual axis types")):
+            raise
+        raise bad_argument(
+            "jax.shard_map", "series and quadratures loop until they are done, from values that vary over no axis",
+            "write jax.shard_map(…, check_vma=False)",
+        ) from error  # fmt: skip
 
 
 def _jumping(m: Moments) -> int | None:

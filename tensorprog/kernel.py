@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tensorprog.arrays import is_split
 from tensorprog.batch import batch, random_key, require_program
 from tensorprog.decomposition import backward_kernels
 from tensorprog.errors import bad_argument
@@ -280,8 +281,14 @@ def _backward(
 
 def _data(structure: Structure, x1: Any, x2: Any) -> tuple[tuple[Array, ...], tuple[Array, ...] | None]:
     first = batch(structure, x1, "x1")
+    second = () if x2 is None else batch(structure, x2, "x2")
+    if any(map(is_split, (*first, *second))):
+        raise bad_argument(
+            "x1", "traced, and split over a mesh with Explicit axes",
+            "make the mesh with Auto axes, jax.make_mesh(…, axis_types=(jax.sharding.AxisType.Auto,)), or map over it "
+            "by jax.shard_map",
+        )  # fmt: skip
     if x2 is None:
         return first, None
-    second = batch(structure, x2, "x2")
     dtype = jnp.result_type(*first, *second)
     return tuple(a.astype(dtype) for a in first), tuple(a.astype(dtype) for a in second)
