@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tensorprog.arrays import NoNumbers, floating, real_array
 from tensorprog.errors import ProgramError, bad_argument
 from tensorprog.ir import Data, Input, Structure
-from tensorprog.program import Program, is_concrete
+from tensorprog.program import Program
 
 
 def require_program(program: object, caller: str) -> Program:
@@ -53,40 +54,28 @@ def batch(structure: Structure, x: Any, name: str = "x1") -> tuple[jax.Array, ..
         remedy = "give one array" if count == 1 else "give a tuple with one array for each input"
         raise bad_argument(name, f"{len(values)} arrays for {inputs}", remedy)
     arrays = [_array(v, name) for v in values]
-    inputs = [a for a, i in zip(arrays, structure.inputs, strict=True) if isinstance(i, Input)]
-    dtype = jnp.result_type(*(inputs or arrays))
-    dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
+    inputs = [a for a, i in zip(arrays, structure.inputs, strict=True) if isinstance(i, Input)] or arrays
+    floats = [array for array in inputs if jnp.issubdtype(array.dtype, jnp.floating)]
+    dtype = jnp.result_type(*floats or [float])
     for array, input_, label in zip(arrays, structure.inputs, structure.input_names, strict=True):
         _check_shape(array, input_, name, f" {label}" if count > 1 else "")
     if len({array.shape[0] for array in arrays}) > 1:
         raise bad_argument(name, "the inputs have different numbers of examples", "give each input the same N")
-    return tuple(_finite(array.astype(dtype), name) for array in arrays)
+    return tuple(_cast(array, dtype, name) for array in arrays)
 
 
-def _array(value: Any, name: str) -> jax.Array:
+def _array(value: Any, name: str) -> jax.Array | np.ndarray:
     try:
-        array = value if isinstance(value, jax.Array) else np.asarray(value)
-    except ValueError as error:
-        raise bad_argument(name, f"not an array ({error})", "give numbers of one shape for each example") from None
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise bad_argument(name, "holds complex numbers", "give real numbers")
-    if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
-        held = "text" if isinstance(array, np.ndarray) and _has_text(array) else str(array.dtype)
-        raise bad_argument(name, f"holds {held}, not numbers", "convert it to floating point numbers first")
-    return jnp.asarray(array)
-
-
-def _has_text(array: np.ndarray) -> bool:
-    return array.dtype.kind in "US" or (
-        array.dtype.kind == "O" and any(isinstance(item, str | bytes) for item in array.flat)
-    )
+        return real_array(value)
+    except NoNumbers as error:
+        raise bad_argument(name, error.why, error.remedy) from None
 
 
 def _axes(structure: Structure) -> str:
     return "), (N".join("".join(f", {s}" for s in input_.shape) for input_ in structure.inputs)
 
 
-def _check_shape(array: jax.Array, input_: Input | Data, name: str, label: str) -> None:
+def _check_shape(array: jax.Array | np.ndarray, input_: Input | Data, name: str, label: str) -> None:
     shape = input_.shape
     wanted = f"(N, {', '.join(str(s) for s in shape)})" if shape else "(N,)"
     kind, maker = ("data", "tp.Data") if isinstance(input_, Data) else ("input", "tp.Input")
@@ -103,12 +92,8 @@ def _check_shape(array: jax.Array, input_: Input | Data, name: str, label: str) 
         raise bad_argument(name, "has no examples (N = 0)", "give at least one")
 
 
-def _finite(array: jax.Array, name: str) -> jax.Array:
-    if is_concrete(array):
-        bad = ~np.isfinite(np.asarray(array))
-        if bad.any():
-            where = ", ".join(str(int(i)) for i in np.argwhere(bad)[0])
-            raise bad_argument(
-                name, f"NaN or infinite at [{where}] ({int(bad.sum())} such values)", "remove or impute them first"
-            )
-    return array
+def _cast(array: jax.Array | np.ndarray, dtype: Any, name: str) -> jax.Array:
+    try:
+        return floating(array, dtype)
+    except NoNumbers as error:
+        raise bad_argument(name, error.why, error.remedy) from None

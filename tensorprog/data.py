@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ import numpy as np
 from tensorprog.errors import ProgramError, bad_argument
 
 DIGITS = "digits"
+TABLES = (".csv", ".tsv", ".txt")
+"""Endings of files of text: numbers between commas, semicolons, tabs or blanks."""
 
 
 def digits(count: int = 20) -> np.ndarray:
@@ -40,7 +44,8 @@ def labelled_digits(count: int = 20) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load(source: str, count: int | None = None) -> np.ndarray:
-    """The first `count` examples (N, …) of `digits`, a .npy, a .npz ("file.npz" or "file.npz:name") or a .csv.
+    """The first `count` examples (N, …) of `digits`, a .npy, a .npz ("file.npz" or "file.npz:name"), a .csv,
+    .tsv or .txt.
 
     All of a file by default, 20 of the digits; a plain list of N numbers is N examples of one feature.
 
@@ -55,11 +60,13 @@ def load(source: str, count: int | None = None) -> np.ndarray:
     if ".npz:" in source:
         path, _, name = source.rpartition(":")
     if not Path(path).exists():
-        raise bad_argument("--data", f"no file {path}", "give 'digits', or the path of a .npy, .npz or .csv file")
-    readers = {".npy": _npy, ".npz": lambda p: _npz(p, name), ".csv": _csv}
+        raise bad_argument(
+            "--data", f"no file {path}", "give 'digits', or the path of a .npy, .npz, .csv, .tsv or .txt file"
+        )
+    readers = {".npy": _npy, ".npz": lambda p: _npz(p, name), **dict.fromkeys(TABLES, _table)}
     reader = readers.get(Path(path).suffix.lower())
     if reader is None:
-        raise bad_argument("--data", f"{path} is of no known kind", "give a .npy, .npz or .csv file")
+        raise bad_argument("--data", f"{path} is of no known kind", "give a .npy, .npz, .csv, .tsv or .txt file")
     array = _numbers(reader(path), path)
     if count is not None and count > len(array):
         raise bad_argument("--inputs", f"{count} examples, and {path} holds {len(array)}", "give fewer, or more data")
@@ -100,33 +107,62 @@ def _npz(path: str, name: str) -> np.ndarray:
         raise bad_argument("--data", f"{path} can't be read ({error})", "write it with numpy.savez") from None
 
 
-def _csv(path: str) -> np.ndarray:
-    """Rows of numbers; a first line of names is left out."""
+_DECIMAL = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
+"""A number written with a decimal comma."""
+
+
+def _table(path: str) -> np.ndarray:
+    """Rows of numbers between commas, semicolons, tabs or blanks; a first line of names, # comments are left out."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+        text = _text(Path(path).read_bytes())
+        rows = [(n, row) for n, row in _rows(text) if any(cell.strip() for cell in row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise bad_argument(
-            "--data", f"{path} can't be read ({error})", "give a text file of comma-separated numbers"
+            "--data", f"{path} can't be read ({error})", "give a text file of numbers between commas"
         ) from None
-    if rows and not any(_is_number(cell) for cell in rows[0]):
+    if rows and all(not row[-1].strip() for _, row in rows):
+        rows = [(n, row[:-1]) for n, row in rows]  # each line ends in a comma
+    if rows and not any(_number(cell) is not None for cell in rows[0][1]):
         rows = rows[1:]
     if not rows:
         raise bad_argument("--data", f"{path} is empty", "give a row of numbers for each example")
-    for line, row in enumerate(rows, 1):
-        if len(row) != len(rows[0]):
-            raise bad_argument(
-                "--data", f"{path} is ragged: row {line} has {len(row)} numbers, the first {len(rows[0])}", "fill it up"
-            )
-        wrong = [cell for cell in row if not _is_number(cell)]
+    first, width = rows[0][0], len(rows[0][1])
+    for line, row in rows:
+        if len(row) != width:
+            told = f"{path} is ragged: line {line} has {len(row)} numbers, line {first} has {width}"
+            raise bad_argument("--data", told, "fill it up")
+        wrong = [cell.strip() for cell in row if _number(cell) is None]
         if wrong:
-            raise bad_argument("--data", f"{path}, row {line}: {wrong[0]!r} is not a number", "give numbers only")
-    return np.array([[float(cell) for cell in row] for row in rows])
+            held = f"{wrong[0]!r} is not a number" if wrong[0] else "a number is missing"
+            raise bad_argument("--data", f"{path}, line {line}: {held}", "give numbers only, 1.5 for one and a half")
+    return np.array([[_number(cell) for cell in row] for _, row in rows])
 
 
-def _is_number(cell: str) -> bool:
+def _text(content: bytes) -> str:
+    """What a file says, whether a spreadsheet marked its encoding or not."""
+    return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+
+
+def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table, each with its line in the file."""
+    lines = ["" if line.lstrip().startswith("#") else line for line in text.splitlines()]
+    bare = [re.sub(r'"[^"]*"', "", line) for line in lines]
+    counts = {mark: sum(mark in line for line in bare) for mark in "\t;,"}
+    mark = max(counts, key=lambda mark: counts[mark])  # of equal ones the first: commas may be decimal ones
+    if not counts[mark]:
+        yield from ((n, line.split()) for n, line in enumerate(lines, 1))
+        return
+    decimal = mark != "," and not any("." in line for line in bare)
+    reader = csv.reader((f"{line}\n" for line in lines), delimiter=mark, skipinitialspace=True)
+    before = 0
+    for row in reader:
+        cells = [cell.replace(",", ".") if decimal and _DECIMAL.fullmatch(cell.strip()) else cell for cell in row]
+        yield before + 1, cells
+        before = reader.line_num
+
+
+def _number(cell: str) -> float | None:
     try:
-        float(cell)
+        return float(cell) if "_" not in cell else None
     except ValueError:
-        return False
-    return True
+        return None

@@ -13,7 +13,6 @@ from jax.custom_derivatives import SymbolicZero
 
 from tensorprog import tiles
 from tensorprog.accuracy import warn_unsettled
-from tensorprog.batch import is_concrete
 from tensorprog.errors import ProgramError
 from tensorprog.existence import check_expectations, check_functions, unsettled
 from tensorprog.functions import base
@@ -21,7 +20,8 @@ from tensorprog.interpret.buffers import Alone, Buffer, stated
 from tensorprog.interpret.equations import BatchEq, JointEq, PairEq
 from tensorprog.interpret.system import Moments, Targets, cross_stage, moments, same_stage
 from tensorprog.loops import mapped
-from tensorprog.program import Program
+from tensorprog.program import Program, is_concrete
+from tensorprog.refusals import jumps_at_their_line, mapped_without_check
 
 Array = jax.Array
 
@@ -97,6 +97,14 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Every target's second moment and what goes with it: (N1, N2, *S_u, *S_v), by tiles."""
     m = moments(program.structure, targets)
+    with jumps_at_their_line(program, m), mapped_without_check(x1, x2):
+        return _evaluated(program, m, x1, x2, tangent, error, weights, split, progress)
+
+
+def _evaluated(
+    program: Program, m: Moments, x1: Any, x2: Any, tangent: bool, error: bool, weights: Any, split: bool,
+    progress: bool,
+) -> list[dict[str, Any]]:  # fmt: skip
     weights = jnp.zeros(max(1, len(program.structure.parameters))) if weights is None else weights
     leaves = tuple(program.leaves)
     asked = _Asked(m, tangent, error, split, x2 is None)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog import tiles
+from tensorprog.arrays import is_split
 from tensorprog.batch import batch, random_key, require_program
 from tensorprog.decomposition import backward_kernels
 from tensorprog.errors import bad_argument
@@ -289,9 +290,16 @@ def _backward(
 def _data(structure: Structure, x1: Any, x2: Any) -> tuple[tuple[Array, ...], tuple[Array, ...] | None]:
     """Both batches in one dtype; None for a second one that is the first, as one array or in all its numbers."""
     first = batch(structure, x1, "x1")
-    if x2 is None or (x2 is x1 and first):
+    alone = x2 is None or (x2 is x1 and first)
+    second = () if alone else batch(structure, x2, "x2")
+    if any(map(is_split, (*first, *second))):
+        raise bad_argument(
+            "x1", "traced, and split over a mesh with Explicit axes",
+            "make the mesh with Auto axes, jax.make_mesh(…, axis_types=(jax.sharding.AxisType.Auto,)), or map over it "
+            "by jax.shard_map",
+        )  # fmt: skip
+    if alone:
         return first, None
-    second = batch(structure, x2, "x2")
     dtype = jnp.result_type(*first, *second)
     one, two = (tuple(a.astype(dtype) for a in x) for x in (first, second))
     return one, None if first and all(map(_same, one, two)) else two

@@ -10,20 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from tensorprog.arrays import NoNumbers, is_concrete, real_array
 from tensorprog.errors import ProgramError
 from tensorprog.ir import Num, Structure
 from tensorprog.show import listing
-
-
-def is_concrete(value: Any) -> bool:
-    """Whether a number or an array has values now, outside any JAX transformation."""
-    if not isinstance(value, jax.Array):
-        return True
-    try:
-        np.asarray(value[:0] if value.ndim else value)
-    except jax.errors.TracerArrayConversionError:
-        return False
-    return True
 
 
 def refusal(name: str, value: Any) -> str | None:
@@ -32,12 +22,11 @@ def refusal(name: str, value: Any) -> str | None:
     Variances and learning rates are at least 0, scales and ratios positive, everything is real and finite. Traced
     values are taken as they are.
     """
-    array = value if isinstance(value, jax.Array) else np.asarray(value)
-    if not (jax.numpy.issubdtype(array.dtype, np.number) or array.dtype == bool):
-        return f"{value!r} is not a number"
-    if jax.numpy.issubdtype(array.dtype, jax.numpy.complexfloating):
-        return f"{array.dtype} is not real"
-    if not is_concrete(value):
+    try:
+        array = real_array(value)
+    except NoNumbers as error:
+        return f"it is not real: it {error.why}" if "complex" in error.why else f"{value!r} is not a number"
+    if not is_concrete(array):
         return None
     array = np.asarray(array, dtype=np.float64)
     if not np.isfinite(array).all():
@@ -47,6 +36,8 @@ def refusal(name: str, value: Any) -> str | None:
         return f"{_short(array)} is negative"
     if kind in ("scale", "ratio") and (array <= 0).any():
         return f"{_short(array)} is not positive"
+    if kind == "ratio" and not 1e-6 <= float(array.min()) <= float(array.max()) <= 1e6:
+        return f"{_short(array)} is no proportion of two widths"
     return None
 
 
@@ -54,11 +45,25 @@ def _short(array: np.ndarray) -> str:
     return f"{float(array):g}" if array.ndim == 0 else f"an entry of the array {array.shape}"
 
 
-def as_leaf(value: Any) -> Any:
-    """A number as a program holds it: inexact, in double precision until an input gives a dtype."""
+def as_leaf(value: Any, name: str = "") -> Any:
+    """A number as a program holds it: inexact, in double precision until an input gives a dtype.
+
+    A traced variance or learning rate that turns out negative, or a scale or ratio that is not positive, is NaN: what
+    is traced cannot be refused, and shall not pass for another program's kernel.
+    """
     if not isinstance(value, jax.Array):
-        return np.asarray(value, dtype=np.float64)
-    return value if jax.numpy.issubdtype(value.dtype, jax.numpy.inexact) else value.astype(float)
+        return np.asarray(real_array(value), dtype=np.float64)
+    value = value if jax.numpy.issubdtype(value.dtype, jax.numpy.inexact) else value.astype(float)
+    kind = name.rpartition(".")[2]
+    if is_concrete(value) or kind not in ("var", "lr", "scale", "ratio"):
+        return value
+    return jax.numpy.where(value < 0 if kind in ("var", "lr") else value <= 0, jax.numpy.nan, value)
+
+
+def _literal(leaf: Any) -> Any:
+    """A NumPy number in place of a NumPy array without axes: in a function inside another, JAX keeps the dtype that
+    such an array had when it was first traced, and can't compile it any more once `jax_enable_x64` is switched."""
+    return leaf[()] if type(leaf) is np.ndarray and leaf.ndim == 0 else leaf
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -74,6 +79,9 @@ class Program:
     structure: Structure
     leaves: tuple[Any, ...]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "leaves", tuple(map(_literal, self.leaves)))
+
     @property
     def numbers(self) -> dict[str, Any]:
         """The program's numbers by name: "W.var", "W.lr", "W.scale", "b.mean", "n.ratio", "coef1", …"""
@@ -83,7 +91,7 @@ class Program:
         """The same program with other values of some numbers ("W.scale" and "b.mean" also where they were left out).
 
         **Raises:** `ProgramError` for a name that the program does not have, a value of another shape, and values that
-        no such number has (a negative variance); traced values are not checked.
+        no such number has (a negative variance); a traced one that turns out so is NaN.
 
         ```python
         >>> import tensorprog as tp
@@ -108,7 +116,7 @@ class Program:
             shape = program.structure.number_sites[position]
             if np.shape(value) != shape:
                 raise ProgramError(f"replace: {name!r} has shape {shape}, the new value has shape {np.shape(value)}")
-            leaves = (*program.leaves[:position], as_leaf(value), *program.leaves[position + 1 :])
+            leaves = (*program.leaves[:position], as_leaf(value, name), *program.leaves[position + 1 :])
             program = Program(program.structure, leaves)
         return program
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import subprocess
 import sys
 import sysconfig
+import textwrap
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,7 +18,7 @@ import pytest
 import tensorprog as tp
 from tensorprog.cli import main
 from tensorprog.cli.prediction import _task
-from tensorprog.data import digits
+from tensorprog.data import digits, load
 
 CASES = Path(__file__).parent / "cases"
 
@@ -370,3 +373,92 @@ def test_training_of_digits_and_of_files(capsys: pytest.CaptureFixture[str], tmp
 def test_what_training_refuses(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "compare", *argv)
     assert code == 1 and words in err and len(err.splitlines()) == 1
+
+
+# -- files of text, and what becomes of the output ------------------------------------------------------------------
+
+
+TABLE = [[1.5, -2.0], [3.0, 4e-3], [0.0, 7.25]]
+TABLES = [
+    "1.5,-2\n3,4e-3\n0,7.25\n",
+    "1.5;-2\n3;4e-3\n0;7.25\n",
+    "1,5;-2\n3;4e-3\n0;7,25\n",  # decimal commas
+    "1.5\t-2\n3\t4e-3\n0\t7.25\n",
+    "1,5\t-2\n3\t4e-3\n0\t7,25\n",
+    "1.5 -2\n  3   4e-3\n0 7.25\n",
+    "# written by hand\n\na,b\n1.5,-2\n\n# the rest\n3,4e-3\n0,7.25\n",
+    '"time, s";"pull; N"\n1.5;-2\n"3";"4e-3"\n0;7.25\n',
+    "﻿a,b\r\n1.5,-2\r\n3,4e-3\r\n0,7.25\r\n",
+    "1.5, -2,\n3, 4e-3,\n0, 7.25,\n",
+]
+
+
+@pytest.mark.parametrize("index", range(len(TABLES)))
+def test_tables_of_text(tmp_path: Path, index: int) -> None:
+    for ending, encoding in ((".csv", "utf-8"), (".tsv", "utf-16")):
+        path = tmp_path / f"x{ending}"
+        path.write_bytes(TABLES[index].encode(encoding))
+        np.testing.assert_array_equal(load(str(path)), TABLE)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("# no numbers\na;b\n\n1;2\n3;x\n", "line 5: 'x' is not a number"),
+        ("a,b\n\n1,2\n# comment\n3\n", "ragged: line 5 has 1 numbers, line 3 has 2"),
+        ("1,2\n3,\n", "line 2: a number is missing"),
+        ('"1,5","2"\n3,4\n', "line 1: '1,5' is not a number; give numbers only, 1.5 for one and a half"),
+        ("1;2.5\n1,5;3\n", "line 2: '1,5' is not a number"),
+        ("a,b\n1,2\n", None),
+        ("\n# nothing\n", "is empty"),
+        ("a;b\n", "is empty"),
+        ("1_000,2\n3,4\n", "line 1: '1_000' is not a number"),
+    ],
+)
+def test_lines_of_a_table_are_those_of_the_file(tmp_path: Path, text: str, told: str | None) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    if told is None:
+        assert load(str(path)).shape == (1, 2)
+        return
+    with pytest.raises(tp.ProgramError, match=re.escape(told)):
+        load(str(path))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+def test_output_that_cannot_be_written(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", full)
+        assert main(["show", "mlp"]) == 1
+    assert capsys.readouterr().err == "tensorprog show: its output can't be written (No space left on device)\n"
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", encoding="utf-8") as pipe, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", pipe)
+        assert main(["show", "mlp"]) == 141
+    assert capsys.readouterr().err.count("\n") == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", None)
+        assert main(["show", "mlp"]) == 1
+    assert "no standard output" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_process_in_peace(tmp_path: Path) -> None:
+    """The status of the process itself: threads that still compute must not bring it down on the way out."""
+    source = """
+        import os, signal
+        import jax.numpy as jnp
+
+        def net(x):
+            big = jnp.ones((3000, 3000))
+            for _ in range(8):
+                big = big @ big / 3000.0
+            os.kill(os.getpid(), signal.SIGINT)
+            return x
+    """
+    (tmp_path / "slow.py").write_text(textwrap.dedent(source))
+    code = "import sys; from tensorprog.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "show", f"{tmp_path / 'slow.py'}:net", "--input", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "tensorprog show: interrupted\n")

@@ -539,3 +539,45 @@ def test_wrong_widths_are_named(widths: Any, words: str) -> None:
     if not isinstance(widths, dict):
         with pytest.raises(tp.ProgramError, match=r"widths: .*(is no size|the size of)"):
             jax.jit(lambda p: tp.ntk(p, jnp.ones((1, 4)), convention="standard", widths=widths))(program)
+
+
+def test_a_jitted_kernel_follows_the_precision_that_is_switched_on():
+    slope = np.asarray(0.5)  # an array without axes in a function, as among the program's numbers
+
+    def mlp(x):
+        n = tp.Width("n")
+        h = tp.nonlin(lambda z: jax.nn.leaky_relu(z, slope), tp.weight("W", n, x.features, var=np.asarray(1.5)) @ x)
+        return tp.weight("v", 1, n) @ (np.asarray(2.0) * h)
+
+    program, x = tp.trace(mlp, tp.Input(3)), np.array([[1.0, 2.0, 0.0], [0.5, -1.0, 3.0]])
+    params = jax.tree.map(np.asarray, tp.init(program, jax.random.key(0), 4))
+
+    def smooth(x):
+        n = tp.Width("n")
+        return tp.weight("v", 1, n) @ tp.nonlin(lambda z: jnp.tanh(slope * z), tp.weight("W", n, x.features) @ x)
+
+    general = tp.trace(smooth, tp.Input(3))
+    views = (
+        lambda x: tp.ntk(program, x),
+        lambda x: tp.apply(jax.tree.map(np.asarray, program), params, x),
+        lambda x: tp.empirical.ntk(program, params, x),
+        lambda x: tp.nngp(general, x),
+    )
+    for view in views:
+        jitted = jax.jit(view)
+        for double in (False, True):
+            with jax.enable_x64(double):
+                dtype = "float64" if double else "float32"
+                lowered = jitted.lower(x)
+                assert lowered.out_info.dtype == dtype
+                assert f"f{dtype[5:]}>" in lowered.as_text().split("->")[1]
+
+
+def test_a_compiled_kernel_is_right_at_both_precisions():
+    program = tp.nets.net("mlp").program(tp.Input(3), depth=1)
+    x = np.array([[1.0, 2.0, 0.0], [0.5, -1.0, 3.0]])
+    exact = tp.ntk(program, x)
+    jitted = jax.jit(lambda x: tp.ntk(program, x))
+    for double in (False, True):
+        with jax.enable_x64(double):
+            np.testing.assert_allclose(jitted(x), exact, rtol=1e-12 if double else 1e-5)

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "tensorprog"
 
 #: The floors, lowest first. A module may import from floors below its own, and from its own folder without cycles.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "jaxprs", "loops"),
+    ("errors", "loops", "arrays"),
     ("functions",),
     ("ir",),
     ("gia",),
@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("nets",),
     ("transform",),
     ("interpret",),
-    ("accuracy", "existence", "limits"),
+    ("accuracy", "existence", "limits", "refusals"),
     ("tiles",),
     ("decomposition", "sampling"),
     ("evaluation",),

@@ -410,7 +410,7 @@ def mistakes(b: dict[str, np.ndarray]) -> list[tuple[Callable[[], Any], str]]:
     return [
         (lambda: predict.posterior(ktt, kst, kss, y[:-1]), "y: has 5 targets, and ktt is of 6 inputs"),
         (lambda: predict.posterior(ktt, kst, kss, np.full(N, np.nan)), r"y: NaN or infinite at \[0\]"),
-        (lambda: predict.posterior(ktt, kst, kss, ["a"] * N), "y: is no array of numbers"),
+        (lambda: predict.posterior(ktt, kst, kss, ["a"] * N), "y: holds text, not numbers"),
         (lambda: predict.posterior(bad, kst, kss, y), r"ktt: NaN or infinite at \[1, 2\]"),
         (lambda: predict.posterior(kst, kst, kss, y), r"ktt: has shape \(3, 6\)"),
         (lambda: predict.posterior(ktt + np.triu(ktt, 1), kst, kss, y), "ktt: is not symmetric"),

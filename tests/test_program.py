@@ -177,3 +177,35 @@ def test_copies_and_pickles_are_equal(name):
     program = tp.nets.ZOO[name]
     for copy in (pickle.loads(pickle.dumps(program)), deepcopy(program)):
         assert copy == program and hash(copy.structure) == hash(program.structure)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\t", "", " a", 3])
+def test_names_are_of_one_line(name):
+    makers = (
+        lambda x: tp.weight(name, tp.Width("n"), x.features) @ x,
+        lambda x: tp.weight("W", tp.Width(name), x.features) @ x,
+        lambda x: tp.named(name, tp.weight("W", tp.Width("n"), x.features) @ x),
+        lambda x: tp.bias(name, tp.Width("n")),
+    )
+    for maker in makers:
+        with pytest.raises(tp.ProgramError, match=r"test_program.py:\d+: (.|\n)*is no name"):
+            tp.trace(maker, tp.Input(3))
+
+
+@pytest.mark.parametrize("ratio", [1e30, 1e-30, 0.0, -1.0, np.inf])
+def test_ratios_that_are_none(ratio):
+    with pytest.raises(tp.ProgramError, match=r"test_program.py:\d+: (.|\n)*ratio(.|\n)*give a ratio from 1e-6"):
+        tp.trace(lambda x: tp.weight("W", tp.Width("n", ratio=ratio), x.features) @ x, tp.Input(3))
+
+
+def test_a_traced_variance_that_is_negative_gives_no_number():
+    def net(x, var):
+        n = tp.Width("n")
+        return tp.weight("v", 1, n) @ (tp.weight("W", n, x.features, var=var) @ x)
+
+    x = np.eye(2, 3)
+    fixed = tp.trace(net, tp.Input(3), var=1.0)
+    made = jax.jit(lambda var: tp.nngp(tp.trace(net, tp.Input(3), var=var), x))
+    replaced = jax.jit(lambda var: tp.apply(p := fixed.replace({"W.var": var}), tp.init(p, jax.random.key(0), 4), x))
+    for view in (made, replaced):
+        assert np.isfinite(view(2.0)).all() and np.isnan(np.diagonal(np.atleast_2d(view(-1.0)))).all()

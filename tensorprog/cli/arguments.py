@@ -51,8 +51,8 @@ def add_data(parser: argparse.ArgumentParser, *, digits: int = 20) -> None:
     parser.add_argument(
         "--data", metavar="DATA", action="append", default=[],
         help="digits (default: 8×8 grey images), or a file of examples along the first axis: .npy, .npz (file.npz:name "
-        "where it holds several arrays), .csv (a row for each example; a line of names is left out); repeated where a "
-        "program has several inputs",
+        "where it holds several arrays), .csv, .tsv or .txt (a row for each example; a line of names is left out); "
+        "repeated where a program has several inputs",
     )  # fmt: skip
     parser.add_argument(
         "--inputs", type=positive, metavar="N", help=f"take N examples (default: {digits} digits, or the whole file)"

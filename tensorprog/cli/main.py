@@ -45,6 +45,8 @@ EXAMPLES = """examples:
 """
 WIDTHS = (64, 128, 256, 512, 1024, 2048)
 SEEDS = 5
+INTERRUPTED, BROKEN_PIPE = 130, 141
+"""What shells call the end by SIGINT and by SIGPIPE."""
 
 
 def show_command(arguments: argparse.Namespace) -> None:
@@ -287,9 +289,37 @@ def _add_kernel(one: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0, or 1 with a one-line reason on stderr for a user's mistake."""
+    """Run a command; 0, 1 with a one-line reason on stderr for a mistake, 130 and 141 where it was interrupted or the
+    reader of its output went away, as shells have it."""
+    given = sys.argv[1:] if argv is None else argv
+    name = " ".join(["tensorprog", *given[:1]])
+    if sys.stdout is None:
+        print(f"{name}: there is no standard output to write to", file=sys.stderr)
+        return 1
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks ᵀ or ∞ gets a question mark, not an exception
+    try:
+        status = _run(given)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        if argv is None:
+            # XLA's threads still compute, and would find the interpreter's memory gone: leave without taking it down.
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        return INTERRUPTED
+    except OSError as error:
+        told = error.strerror or str(error)
+        told = f"{error.filename}: {told}" if error.filename else f"its output can't be written ({told})"
+        print(f"{name}: {told}", file=sys.stderr)
+        # What is left in the buffer has nowhere to go, also when Python closes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE if isinstance(error, BrokenPipeError) else 1
+    return status
+
+
+def _run(argv: Sequence[str]) -> int:
+    before = jnp.result_type(float) == np.float64
     try:
         arguments = parser().parse_args(argv)
     except ProgramError as error:
@@ -297,23 +327,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
-    before = jnp.result_type(float) == np.float64
     try:
         jax.config.update(
             "jax_enable_x64", arguments.command in ("kernel", "predict", "recursion") and not _is_single(arguments)
         )
         arguments.run(arguments)
-        sys.stdout.flush()
     except ProgramError as error:
         print(f"tensorprog {arguments.command}: {_told(error, arguments)}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        # The reader went away; what is left in the buffer has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        print(f"tensorprog {arguments.command}: interrupted", file=sys.stderr)
-        return 130
     finally:
         jax.config.update("jax_enable_x64", before)
     return 0

@@ -16,7 +16,7 @@ import numpy as np
 
 from tensorprog import predict
 from tensorprog.cli.arguments import program_and_data
-from tensorprog.data import DIGITS, labelled_digits, load
+from tensorprog.data import DIGITS, TABLES, labelled_digits, load
 from tensorprog.errors import bad_argument
 from tensorprog.ir import Data, Input
 from tensorprog.kernel import Kernels, kernels, nngp
@@ -147,7 +147,7 @@ def examples(arguments: argparse.Namespace, digits: int) -> tuple[list[np.ndarra
     loaded = [load(name, arguments.inputs) for name in names]
     if arguments.targets is not None:
         values = load(arguments.targets, arguments.inputs)
-    elif len(names) == 1 and Path(names[0]).suffix.lower() == ".csv" and loaded[0].shape[1] > 1:
+    elif len(names) == 1 and Path(names[0]).suffix.lower() in TABLES and loaded[0].shape[1] > 1:
         values, loaded = loaded[0][:, -1], [loaded[0][:, :-1]]
     else:
         raise bad_argument("--targets", "they are not known", "give a file of targets: .npy, .npz (file.npz:y) or .csv")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from tensorprog.arrays import NoNumbers, floating, real_array
 from tensorprog.batch import require_program
 from tensorprog.comparison.arguments import Progress, as_given, bar, batches, comparable, keys_of, seeds_of, widths_of
 from tensorprog.comparison.expected import GRID, Band, Ensemble, number
@@ -220,18 +221,16 @@ def _task(program: Program, width: int, x: Any, x_test: Any, y: Any) -> Task:
     train, test = batches(program, x, x_test, ("x", "x_test"))
     both = train if test is None else tuple(jnp.concatenate(pair) for pair in zip(train, test, strict=True))
     try:
-        targets = np.asarray(y, train[0].dtype)
-    except (TypeError, ValueError) as error:
-        raise bad_argument("y", f"no numbers ({error})", "give an array of targets") from None
-    if not np.isfinite(targets).all():
-        raise bad_argument("y", "holds NaN or infinite values", "remove these examples first")
+        targets = floating(real_array(y), train[0].dtype)
+    except NoNumbers as error:
+        raise bad_argument("y", error.why, error.remedy) from None
     finite = lambda key, x: apply(program, init(program, key, width), as_given(x))
     outputs = jax.eval_shape(finite, jax.random.key(0), train).shape
     if targets.shape != outputs:
         raise bad_argument(
             "y", f"has shape {targets.shape}, and the outputs at x are {outputs}", "give one target each"
         )
-    return Task(both, len(train[0]), jnp.asarray(targets))
+    return Task(both, len(train[0]), targets)
 
 
 def _prior_mean(program: Program, width: int, task: Task) -> np.ndarray:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from tensorprog.arrays import NoNumbers, fits, real_array
 from tensorprog.errors import KernelWarning
 from tensorprog.program import is_concrete
 
@@ -47,9 +48,13 @@ def batches(x1: PyTree, x2: PyTree | None) -> tuple[PyTree, PyTree | None]:
 def _batch(x: PyTree, name: str) -> PyTree:
     def array(leaf: Any) -> Array:
         try:
-            leaf = jnp.asarray(leaf)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{name} must be an array or a pytree of arrays; it has {described(leaf)}.") from error
+            found = leaf if isinstance(leaf, jax.Array) or np.iscomplexobj(leaf) else real_array(leaf)
+        except NoNumbers as error:
+            told = f"{name} must be an array or a pytree of arrays; it has {described(leaf)}, which {error}."
+            raise TypeError(told) from None
+        if not fits(found):
+            raise TypeError(f"{name} has integers beyond JAX's {jnp.result_type(found)}: pass x.astype(float).")
+        leaf = jnp.asarray(found)
         if leaf.ndim == 0:
             raise ValueError(
                 f"every leaf of {name} needs a leading axis of examples, and one is a single number: pass an array of"

@@ -21,6 +21,20 @@ LINES, PIECES = 24, 256
 """Segments that are looked along, and pieces of each."""
 
 
+class Jumps(ProgramError):
+    """The derivative of an expectation lies on jumps; who knows whose function it is says the line."""
+
+    why = (
+        "an expectation of a function of several Gaussians that jumps is not differentiated: the derivative lies on "
+        "the jumps. The function jumps, or for its NTK and for second derivatives its slope does, as that of "
+        "relu(g) * h"
+    )
+    remedy = "take a smooth function, jax.nn.softplus for relu, or differences of kernels"
+
+    def __init__(self, told: str = f"{why}; {remedy}"):
+        super().__init__(told)
+
+
 def refuse_jumps(fn: Callable[..., Any], cov: Array, given: Any) -> None:
     """Refuse to differentiate E fn(z, given), z of covariance `cov` (…, K, K), where fn jumps.
 
@@ -29,11 +43,7 @@ def refuse_jumps(fn: Callable[..., Any], cov: Array, given: Any) -> None:
     lead = cov.ndim - 2
     leaves, tree = jax.tree.flatten(given)
     if _jumps(fn, cov.shape[-1], tree, tuple(n.shape[lead:] for n in leaves), jnp.dtype(cov.dtype).name):
-        raise ProgramError(
-            "an expectation of a function of several Gaussians that jumps is not differentiated: the derivative lies "
-            "on the jumps. The function jumps, or for its NTK and for second derivatives its slope does, as that of "
-            "relu(g) * h; take a smooth function (softplus for relu), or differences of kernels"
-        )
+        raise Jumps
 
 
 @lru_cache(maxsize=1024)

@@ -129,7 +129,8 @@ class Freeze:
             case jax.Array():
                 return self.array(x)
             case np.ndarray() | np.generic() if not x.dtype.hasobject:
-                kind = "numpy" if isinstance(x, np.ndarray) else "scalar"
+                # Without axes a number, as in `Program`: of an array JAX would keep an outdated dtype.
+                kind = "numpy" if isinstance(x, np.ndarray) and x.ndim else "scalar"
                 return ArrayBytes(x.tobytes(), x.dtype.str, x.shape, kind)
             case list() | tuple() | set() | frozenset() | dict() | functools.partial():
                 return self.container(x)

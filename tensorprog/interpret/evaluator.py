@@ -42,7 +42,7 @@ Array = jax.Array
 
 def safe_sqrt(value: Array) -> Array:
     """√value with derivative 0, not infinite, at 0."""
-    positive = value > 0
+    positive = ~(value <= 0)  # NaN stays NaN
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, value, 1.0)), 0.0)
 
 

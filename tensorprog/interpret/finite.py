@@ -51,7 +51,7 @@ def init(program: Program, key: jax.Array, width: int | Mapping[str, int]) -> Pa
         dims = tuple(d if isinstance(d, int) else size[d] for d in shape(parameter))
         var = jnp.asarray(program.leaves[parameter.var.index], dtype)
         if parameter.scale is None:
-            deviation = jnp.where(var > 0, 1.0, 0.0).astype(dtype)
+            deviation = jnp.where(jnp.isnan(var), jnp.nan, jnp.where(var > 0, 1.0, 0.0)).astype(dtype)
         else:
             deviation = safe_sqrt(var) / jnp.asarray(program.leaves[parameter.scale.index], dtype)
         params[parameter.name] = deviation * jax.random.normal(_named_key(key, parameter.name), dims, dtype)

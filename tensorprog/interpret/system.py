@@ -272,7 +272,10 @@ def parameter_weights(program: Program, convention: str, widths: Mapping[str, in
                 return 1.0 * fan(parameter) * cols
             case _:
                 raise bad_argument(
-                    "convention", f"{convention!r} is none", "give 'multiplier-std', 'init-std' or 'standard'"
+                    "convention",
+                    f"{convention!r} is none",
+                    "give 'multiplier-std' (the NTK parameterization, the default), 'init-std' (the papers') or "
+                    "'standard', with widths=",
                 )
 
     values = [factor(p) * jnp.asarray(leaves[p.lr.index]) for p in structure.parameters]

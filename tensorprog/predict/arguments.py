@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tensorprog.arrays import NoNumbers, fits, floating, real_array
 from tensorprog.errors import bad_argument
 from tensorprog.program import is_concrete
 
@@ -208,23 +209,12 @@ def array_of(value: Any, name: str, *, finite: bool = True) -> Array:
             name, f"is a tuple of {len(value)}", "give one array: predict one output of the program at a time"
         )
     try:
-        array = value if isinstance(value, jax.Array) else np.asarray(value)
-        if isinstance(array, np.ndarray) and array.dtype.kind in "OUSV":
-            array = jnp.asarray(value if array.dtype.kind == "O" else None)  # a list of tracers; text is refused
-        array = jnp.asarray(array)
-    except jax.errors.JAXTypeError:
-        array = jnp.asarray(value)
-    except (TypeError, ValueError):
-        raise bad_argument(name, f"is no array of numbers ({type(value).__name__})", "give real numbers") from None
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise bad_argument(name, "holds complex numbers", "give real numbers")
-    if finite and is_concrete(array):
-        wrong = np.argwhere(~np.isfinite(np.asarray(array)))
-        if len(wrong):
-            where = ", ".join(map(str, wrong[0].tolist()))
-            told = f"NaN or infinite at [{where}] ({len(wrong)} such values)"
-            raise bad_argument(name, told, "remove these examples first")
-    return array
+        array = real_array(value)
+        if finite and jnp.issubdtype(array.dtype, jnp.floating):
+            return floating(array, jnp.result_type(array))
+    except NoNumbers as error:
+        raise bad_argument(name, error.why, error.remedy) from None
+    return jnp.asarray(array if fits(array) else array.astype(np.float64))
 
 
 @jax.jit

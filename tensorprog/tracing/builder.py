@@ -36,6 +36,11 @@ from tensorprog.ir import (
 from tensorprog.program import as_leaf, is_concrete, refusal
 from tensorprog.show import expression
 
+FIRST_STEP = (
+    "start a recurrence from its first step: s = tp.nonlin(fn, U @ x[0]), and W @ s from the second on, for W @ 0 is 0"
+)
+"""What to write instead of a state of zeros."""
+
 Number = Any
 """A Python or NumPy number, a JAX array or a tracer."""
 
@@ -93,6 +98,11 @@ def failure(instruction: str, why: str, remedy: str) -> Exception:
     return problem(user or inner, instruction, why, remedy)
 
 
+def is_name(value: object) -> bool:
+    """Whether a value can name something in a listing: printable text of one line, not blank."""
+    return isinstance(value, str) and value.isprintable() and bool(value) and value.strip() == value
+
+
 def is_number(value: object) -> bool:
     """Whether a value can stand as a scalar or an array of scalars: numbers, NumPy and JAX arrays, tracers."""
     return isinstance(value, int | float | complex | np.generic | np.ndarray | jax.Array)
@@ -146,7 +156,7 @@ class Builder:
             given = f"{kind}={value!r}: " if instruction else ""
             self.fail(instruction or "an operation with a number", given + why, f"give {_WANTED.get(kind, _FINITE)}")
         self.numbers.append(name)
-        self.values.append(as_leaf(value))
+        self.values.append(as_leaf(value, name))
         return Num(len(self.values) - 1)
 
     def unnamed_number(self, value: Number, kind: str = "coef") -> Num:
@@ -183,8 +193,8 @@ class Builder:
     def width(self, width: Width) -> str:
         """The name of a width, declared at its first use."""
         what = f"Width({width.name!r}, ratio={width.ratio})"
-        if not isinstance(width.name, str) or not width.name:
-            self.fail(what, f"{width.name!r} is no name", "give a width a name, tp.Width('n')")
+        if not is_name(width.name):
+            self.fail(what, f"{width.name!r} is no name", "give a width a name of one line, tp.Width('n')")
         if width.name not in self.widths:
             if np.shape(width.ratio) != ():
                 self.fail(what, f"ratio has shape {np.shape(width.ratio)}", "give one number")
@@ -200,8 +210,8 @@ class Builder:
 
     def claim(self, name: str, what: str) -> None:
         """Take a parameter's name, which must be free."""
-        if not isinstance(name, str) or not name:
-            self.fail(what, f"{name!r} is no name", "give each parameter a name of its own")
+        if not is_name(name):
+            self.fail(what, f"{name!r} is no name", "give each parameter a name of its own, of one line")
         if name in self.parameter_lines:
             first = self.parameter_lines[name]
             self.fail(
@@ -255,7 +265,7 @@ _WANTED = {
     "var": "a variance that is at least 0",
     "lr": "a learning rate that is at least 0",
     "scale": "a positive scale; with var=0.0, scale=1.0 a parameter starts at 0 and learns",
-    "ratio": "a positive ratio",
+    "ratio": "a ratio from 1e-6 to 1e6, or let another tp.Width stand for what is beyond any proportion",
     "mean": "one finite number",
 }
 

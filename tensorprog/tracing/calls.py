@@ -51,12 +51,24 @@ def same_kind(left: AnyVector, right: AnyVector, operator: str) -> None:
             why = f"the readouts have {dimension(a.dim)} rows on the left, {dimension(b.dim)} on the right"
             remedy = "declare both with the same number of rows"
         elif "output" in (a.space, b.space):
-            why = "a readout is used inside the network: it is one number, not a wide vector"
-            remedy = "use the hidden vector it was read from, or return the readout"
+            why, remedy = readout_inside(
+                left if a.space == "output" else right, "use the hidden vector it is read from"
+            )
         else:
             why = f"widths do not match: {dimension(a.dim)} on the left, {dimension(b.dim)} on the right"
             remedy = "give both the same Width, or put a weight between them"
         builder.fail(text, why, remedy)
+
+
+def readout_inside(value: AnyVector, remedy: str) -> tuple[str, str]:
+    """Why a readout is no wide vector, and what to do; of several rows it may be meant as a hidden layer."""
+    rows = value.type.dim
+    if rows == 1:
+        return "a readout is used inside the network: it is one number, not a wide vector", remedy
+    return (
+        f"a readout is used inside the network: it is {rows} numbers, however wide the network gets",
+        f"for a hidden layer write n = tp.Width('n') and tp.weight('W', n, …), n in place of {rows}; else {remedy}",
+    )
 
 
 def broadcast(*values: Traced, text: str = "an elementwise operation") -> Sites:
@@ -128,7 +140,10 @@ def result_shape(
         if found is not None:
             builder.fail(what, found.why, found.remedy)
         if jnp.issubdtype(result.dtype, jnp.complexfloating):
-            builder.fail(what, f"{fn.name} returns complex numbers", "return real numbers")
+            builder.fail(
+                what, f"{fn.name} returns complex numbers",
+                "return real ones, jnp.real(…), jnp.imag(…) or jnp.abs(…) of these; both parts are two functions",
+            )  # fmt: skip
         builder.shapes[key] = result.shape
     return builder.shapes[key]
 
@@ -184,11 +199,8 @@ def _check_vector(builder: Builder, value: Any, what: str) -> None:
             "read it through a weight first: U @ x with U = tp.weight('U', n, x.features)",
         )  # fmt: skip
     if value.type.space == "output":
-        builder.fail(
-            f"{what} of {builder.text(value.position())}",
-            "a readout is used inside the network: it is one number, not a wide vector",
-            "apply the function to the hidden vector, or to the output after apply",
-        )  # fmt: skip
+        remedy = "apply the function to the hidden vector, or return the readout and apply it to what tp.apply gives"
+        builder.fail(f"{what} of {builder.text(value.position())}", *readout_inside(value, remedy))
 
 
 def one_number(builder: Builder, fn: Function, numbers: Sequence[Num], count: int, what: str) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 from tensorprog.ir import Bias, BiasVector, Coef, Dim, MatMul, Num, Sites, VectorType, Weight
 from tensorprog.program import is_concrete
 from tensorprog.show import dimension
-from tensorprog.tracing.builder import Builder, Number, Width, builder, is_number
-from tensorprog.tracing.calls import same_builder
+from tensorprog.tracing.builder import FIRST_STEP, Builder, Number, Width, builder, is_number
+from tensorprog.tracing.calls import readout_inside, same_builder
 from tensorprog.tracing.traced import Traced
 from tensorprog.tracing.values import Scalar, Vector
 
@@ -44,7 +44,7 @@ class Matrix(Traced):
                 f"{weight.name}.T",
                 f"{weight.name} is {dimension(weight.rows)} × {dimension(weight.cols)}: a transpose across a fixed "
                 "dimension is no NETSOR⊤ instruction",
-                "declare another weight for the way back",
+                _way_back(weight),
             )  # fmt: skip
         if weight.window or weight.sites:
             self.builder.fail(
@@ -65,8 +65,10 @@ class Matrix(Traced):
                 "vectors: θ * x, tp.mix(θ, x)",
             )  # fmt: skip
         if not isinstance(x, Vector):
+            start = x is None or (is_number(x) and is_concrete(x) and not np.any(x))
             self.builder.fail(
                 f"{self.text} @ {type(x).__name__}", "a weight multiplies a vector of the program only",
+                f"{FIRST_STEP}; tp.bias('s', n) is a start that is drawn or learned" if start else
                 "pass data in through tp.trace(fn, tp.Input(…)) and multiply the traced input",
             )  # fmt: skip
         self.check(x)
@@ -109,9 +111,7 @@ class Matrix(Traced):
         text = f"{self.text} @ {self.builder.text(x.position())}"
         shape = f"{self.text} is {dimension(rows)} × {dimension(cols)}"
         if x.type.space == "output":
-            why, remedy = "a readout is used inside the network: it is one number, not a wide vector", (
-                "multiply the hidden vector that it was read from"
-            )  # fmt: skip
+            why, remedy = readout_inside(x, "multiply the hidden vector that it is read from")
         elif x.type.space == "input" and isinstance(cols, int):
             why = f"features do not match: {shape}, the input has {x.type.dim} features"
             remedy = f"declare {self.weight.name} with x.features on the right"
@@ -142,6 +142,17 @@ class Matrix(Traced):
 
     def __getitem__(self, index: Any) -> NoReturn:
         self.builder.fail(f"{self.text}[{index}]", "a random matrix has no entries yet", "use it as W @ x")
+
+
+def _way_back(weight: Weight) -> str:
+    """What to write for the transpose of a matrix between a width and a fixed number of features."""
+    size, name = min(d for d in (weight.rows, weight.cols) if isinstance(d, int)), weight.name
+    rows, cols = (d if isinstance(d, int) else "n" for d in (weight.cols, weight.rows))
+    return (
+        f"keep its {size} vectors as sites, {name} = tp.bias('{name}', n, sites=({size},)): tp.sum(t * {name}) reads "
+        f"t, a tp.Data({size}), and tp.moment(lambda e, h: e * h, {name}, h) is the way back; or declare another "
+        f"weight for it, tp.weight('{name}2', {rows}, {cols})"
+    )
 
 
 def _dim(b: Builder, value: Any, what: str) -> Dim:

@@ -28,8 +28,17 @@ from tensorprog.ir import (
     verify,
 )
 from tensorprog.program import Program
-from tensorprog.tracing.builder import Builder, builder, current, failure, is_machinery
-from tensorprog.tracing.calls import call, function_name, one_number, result_shape, same_builder, same_kind, take
+from tensorprog.tracing.builder import FIRST_STEP, Builder, builder, current, failure, is_machinery, is_name
+from tensorprog.tracing.calls import (
+    call,
+    function_name,
+    one_number,
+    readout_inside,
+    result_shape,
+    same_builder,
+    same_kind,
+    take,
+)
 from tensorprog.tracing.traced import Traced
 from tensorprog.tracing.values import Scalar, Vector, scalars_of
 
@@ -66,7 +75,7 @@ def inner(x: Vector, y: Vector) -> Scalar:
         same_builder(b, value)
     same_kind(x, y, "beside, in inner:")
     if x.type.space == "output":
-        b.fail(what, "a readout is used inside the network: it is one number, not a wide vector", "give hidden vectors")
+        b.fail(what, *readout_inside(x, "give hidden vectors"))
     positions = x.position(), y.position()
     for position in positions:
         if isinstance(b.instructions[position], MatMul | LinComb) and x.type.space == "wide":
@@ -102,8 +111,8 @@ def named(name: str, x: Any) -> Any:
     if not isinstance(x, Vector | Scalar):
         raise failure(what, f"{x!r} is no vector or scalar of the program", "give the result of an operation a name")
     b = x.builder
-    if not isinstance(name, str) or not name:
-        b.fail(what, f"{name!r} is no name", "give a string")
+    if not is_name(name):
+        b.fail(what, f"{name!r} is no name", "give text of one line, 'hidden' say")
     position = x.position() if isinstance(x, Vector) else x.ref()
     assert isinstance(position, int), "a scalar that the user holds is an instruction"
     if name in b.names or name in b.parameter_lines or name in b.input_names:
@@ -259,6 +268,12 @@ def _at_user_line(error: TypeError | AttributeError) -> ProgramError | None:
             "tp.Input(*sites, features); functions of vectors are tp.nonlin, tp.moment, tp.sum, …",
         )  # fmt: skip
     text = str(error)
+    if "Width" in text:
+        return problem(
+            line, source, f"a tp.Width is taken for a number, and it has none: it goes to infinity ({_first(text)})",
+            f"weights divide by √width themselves, averages over it are tp.moment, a random vector is tp.bias('s', n), "
+            f"another size tp.Width('m', ratio=2); zeros of that size are not needed: {FIRST_STEP}",
+        )  # fmt: skip
     if not any(kind in text for kind in ("Vector", "Scalar", "Matrix", "tensorprog.tracing")):
         return None
     if "unsupported operand" in text or "bad operand" in text or "can't multiply" in text:
@@ -269,6 +284,18 @@ def _at_user_line(error: TypeError | AttributeError) -> ProgramError | None:
     return problem(
         line, source or "a function applied to a traced value",
         "a JAX or NumPy function is applied to a traced value, which has no coordinates yet",
-        "write tp.nonlin(fn, x) for an elementwise function, tp.scalar(fn, s) for one of scalars or data, W @ x for a "
-        "product, tp.sum for a sum over sites",
+        "return the readout and apply the function to what tp.apply gives; inside the network write tp.nonlin(fn, h)"
+        if _holds_readout(error) else
+        "write tp.nonlin(fn, x) for an elementwise function, tp.nonlin(fn, x, over=0) for one of a whole site axis, "
+        "tp.scalar(fn, s) for one of scalars or data, W @ x for a product, tp.sum for a sum over sites",
     )  # fmt: skip
+
+
+def _holds_readout(error: Exception) -> bool:
+    """Whether it was a readout that a function was applied to: some function on the way holds it."""
+    steps = [frame.f_locals.values() for frame, _ in traceback.walk_tb(error.__traceback__)][2:]  # below `trace`, fn
+    return any(isinstance(v, Vector) and v.type.space == "output" for values in steps for v in values)
+
+
+def _first(text: str) -> str:
+    return text.strip().splitlines()[0].rstrip(".")

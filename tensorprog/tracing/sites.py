@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tensorprog.arrays import NoNumbers, real_array
 from tensorprog.ir import Coef, SiteSum, VectorType
 from tensorprog.show import COLUMN
 from tensorprog.tracing.builder import failure, is_number
@@ -115,8 +116,8 @@ def mix(A: Any, x: Vector, axis: int = 0) -> Vector:
     what = "mix(A, x)"
     x = vector_of(x, what)
     if isinstance(A, list | tuple):
-        with contextlib.suppress(TypeError, ValueError):
-            A = np.asarray(A, float)
+        with contextlib.suppress(NoNumbers):
+            A = real_array(A)
     if not isinstance(A, Scalar) and not is_number(A):
         x.builder.fail(what, f"{A!r} is no matrix over sites", "give an array (I, J), a scalar with sites, or tp.Data")
     place = _axes(x, _axis(axis, "mix"), "mix")[0]
