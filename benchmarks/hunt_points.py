@@ -124,7 +124,7 @@ def _softplus(x: Array) -> Array:
 
 NORMAL = math.sqrt(2 * math.pi)
 FUNCTIONS: dict[str, Any] = {
-    "tanh": _smooth(np.tanh, lambda x: 1 - np.tanh(x) ** 2),
+    "tanh": _smooth(np.tanh, lambda x: np.cosh(x) ** -2.0),
     "sin": _smooth(np.sin, np.cos),
     "cos": _smooth(np.cos, lambda x: -np.sin(x)),
     "exp": _smooth(np.exp, np.exp),

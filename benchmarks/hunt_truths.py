@@ -20,6 +20,19 @@ from hunt_points import FAR, Function
 Array = np.ndarray
 
 
+class Costly(Exception):
+    """More nodes than a truth is worth."""
+
+
+MOST = 20_000_000
+"""Nodes of an expectation over two Gaussians."""
+
+
+def _afford(nodes: int) -> None:
+    if nodes > MOST:
+        raise Costly(f"{nodes} nodes")
+
+
 # ---- panels
 
 
@@ -55,6 +68,7 @@ def panels(
     for _ in range(240):
         if not todo.shape[1]:
             break
+        _afford(1000 * todo.shape[1])
         rule = spread(todo, ORDER)
         values = np.nan_to_num(f(rule.base, rule.offset), nan=0.0, posinf=0.0, neginf=0.0)
         width = todo[2] - todo[1]
@@ -62,7 +76,8 @@ def panels(
         size = (np.abs(values) * rule.weight).sum(-1)
         tail = coefficients[..., -4:].max(-1) * width
         # all of this round counts towards the norm: what is refined later is not counted twice by much
-        norm = np.maximum(total + size.sum(-1), 1e-300)
+        norm = total + size.sum(-1)
+        norm = np.maximum(norm, max(1e-300, 1e-8 * norm.max()))
         good = (tail <= tolerance * norm[:, None]).all(0) & (width <= widest)
         total = total + size[:, good].sum(-1)
         done.append(todo[:, good])
@@ -118,19 +133,6 @@ def _error(fine: Array, coarse: Array) -> Array:
 
 _NEAR = 0.25
 """Sines of angles below which inputs are near each other, or opposite."""
-
-
-class Costly(Exception):
-    """More nodes than a truth is worth."""
-
-
-MOST = 20_000_000
-"""Nodes of an expectation over two Gaussians."""
-
-
-def _afford(nodes: int) -> None:
-    if nodes > MOST:
-        raise Costly(f"{nodes} nodes")
 
 
 @dataclass(frozen=True)

@@ -140,8 +140,8 @@ def test_a_case_that_takes_its_process_down_is_wrong(tmp_path: Path, monkeypatch
 
 def test_all_kinds_are_there() -> None:
     counts = Counter(case.kind for case in CASES.values())
-    assert set(counts) == set(hunt_cases.KINDS) and min(counts.values()) >= 20
-    assert sum(case.dtype == "float32" for case in CASES.values()) > 50
+    assert set(counts) == set(hunt_cases.KINDS) and min(counts.values()) >= 50
+    assert sum(case.dtype == "float32" for case in CASES.values()) > 100
     assert sum(case.truth is None for case in CASES.values()) > 20
 
 
