@@ -1,8 +1,9 @@
-"""Expectations of functions of several Gaussians that few nodes do not settle for given data: told, with the line.
+"""Expectations of functions of several Gaussians that the grids do not settle for given data: told, with the line.
 
-Rules of a fixed number of nodes integrate these functions, and `error=True` says how well. Who does not ask is told
-where a steep or fast oscillating function is far from settled, by E F² over each side's own Gaussians (for the NTK also
-E (∂F)²) at the inputs' largest variances, where functions vary most.
+Grids of a fixed number of nodes integrate these functions, and `error=True` says how well. Who does not ask is told
+where a steep or fast oscillating function is far from settled, and refused where nothing is known: by E F² over each
+side's own Gaussians (for the NTK also E (∂F)²) at the inputs' largest variances, where functions vary most, and there
+by E F F̄ of inputs near each other.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.errors import KernelWarning, located
-from tensorprog.functions.joint import Partial, disagreement
+from tensorprog.errors import KernelWarning, ProgramError, located
+from tensorprog.functions.crossing import crossing
+from tensorprog.functions.joint import Partial, joint
 from tensorprog.interpret.composite import Vectorial, remap
 from tensorprog.interpret.system import Moments, joint_equations
 from tensorprog.program import Program
@@ -26,8 +28,12 @@ from tensorprog.show import Printer
 
 ALLOWED, SLOPES = 1e-2, 1e-1
 """How far the rule may be off, relative to what it integrates: of functions, and of slopes, which may jump."""
-MOST = 16
-"""Covariances at which a function is looked at."""
+UNKNOWN = 1.0
+"""How far off, relative to what is integrated, nothing is known of it."""
+MOST, APART = 16, 2
+"""Covariances at which a function is looked at, and at how many of them also off the diagonal."""
+CORRELATIONS = (0.9, 0.999)
+"""Of pairs of inputs at which a function is looked at off the diagonal."""
 
 
 class _Found(NamedTuple):
@@ -40,15 +46,18 @@ class _Found(NamedTuple):
 
 def warn_unsettled(program: Program, m: Moments, sides: Sequence[Any], *, slopes: bool) -> None:
     """Warn of each function whose expectations may be off by more than is allowed; `sides` have values (blocks, cells,
-    n). Expectations of more than two Gaussians at once, which one input alone has, are not looked at.
+    n).
 
     **Warns:** `KernelWarning` with the line, the function, the variance and how far off.
+
+    **Raises:** `ProgramError` with the same where the error may be as large as the value.
     """
     worst: dict[int, tuple[float, float, float]] = {}
     for (fn, _), found in _functions(program, m, sides).items():
         order = np.argsort(-np.trace(found.cov, axis1=-2, axis2=-1), kind="stable")
         order = np.resize(order[:MOST], MOST)  # of one shape, so that it compiles once
         off = np.asarray(_off(fn, slopes, found.cov[order], tuple(found.numbers[order].T)))  # (functions, MOST)
+        off = np.where(np.isfinite(off), off, 0.0)  # what overflows is told elsewhere
         beyond = np.nan_to_num(off / np.array([ALLOWED, *[SLOPES] * (len(off) - 1)])[:, None], nan=0.0)
         which, at = np.unravel_index(beyond.argmax(), beyond.shape)
         owner, variance = int(found.owners[order[at]]), float(np.diagonal(found.cov[order[at]]).mean())
@@ -56,15 +65,23 @@ def warn_unsettled(program: Program, m: Moments, sides: Sequence[Any], *, slopes
         worst[owner] = max(worst.get(owner, own), own)
     for owner, (beyond, variance, off) in worst.items():
         if beyond > 1:
-            _warn(program, owner, variance, off)
+            _tell(program, owner, variance, off)
 
 
-def _warn(program: Program, position: int, variance: float, off: float) -> None:
+def _tell(program: Program, position: int, variance: float, off: float) -> None:
+    structure = program.structure
+    line = structure.line(position) or structure.name
+    text = Printer(structure, program.leaves).expression(position, top=True)
+    steep = "too steep, too narrow, or too fast an oscillation, for the nodes of the rule"
+    if off >= UNKNOWN:
+        why = f"nothing is known of its expectations, of Gaussians of variance {variance:.3g}: {steep}"
+        raise ProgramError(
+            located(line, text, why, 'tp.kernels(method="backward") draws instead; or lower the variances')
+        )
     told = located(
-        program.structure.line(position) or program.structure.name,
-        Printer(program.structure, program.leaves).expression(position, top=True),
-        f"its expectations, of Gaussians of variance {variance:.3g}, may be off by {100 * off:.2g} %: too steep, or "
-        "too fast an oscillation, for the nodes of the rule",
+        line,
+        text,
+        f"its expectations, of Gaussians of variance {variance:.3g}, may be off by {100 * off:.2g} %: {steep}",
         "tp.kernels(error=True) bounds the kernel's error; lower the variances or the inputs' norms, or compare with "
         'method="backward"',
     )
@@ -102,7 +119,18 @@ def _met(program: Program, m: Moments, same: Any, cells: np.ndarray, numbers: np
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _off(fn: Vectorial, slopes: bool, cov: Any, numbers: Any) -> jax.Array:
-    """How far off E F² is at each covariance, and E (∂F)² for each slope."""
-    functions = [fn, *(Partial(fn, i) for i in range(cov.shape[-1]))] if slopes else [fn]
-    parts = [jax.lax.map(lambda at, f=f: disagreement(f, *at), (cov, numbers)) for f in functions]
-    return jnp.stack(parts)
+    """How far off E F² is at each covariance, relative to it, and E (∂F)² for each slope; at the first few also E F F̄
+    of inputs near each other."""
+    size = cov.shape[-1]
+    functions = [fn, *(Partial(fn, i) for i in range(size))] if slopes else [fn]
+    places = tuple(range(size))
+    blocks = jnp.pad(cov[:APART], ((0, 0), (0, 2 - size), (0, 2 - size)))
+    found = []
+    for f in functions:
+        squares, errors = jax.lax.map(lambda at, f=f: joint(f, f, *at), (cov, numbers))
+        for correlation in CORRELATIONS:
+            covs, own = (blocks, blocks, correlation * blocks), tuple(n[:APART] for n in numbers)
+            _, apart = jax.lax.map(lambda at, f=f: crossing((f, f), (places, places), size, *at), (covs, own))
+            errors = jnp.concatenate([jnp.maximum(errors[:APART], apart), errors[APART:]])
+        found.append(errors / jnp.where(squares > 0, squares, 1.0))
+    return jnp.stack(found)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from tensorprog import tiles
 from tensorprog.accuracy import warn_unsettled
@@ -15,7 +17,7 @@ from tensorprog.batch import is_concrete
 from tensorprog.errors import ProgramError
 from tensorprog.existence import check_expectations, check_functions
 from tensorprog.functions import base
-from tensorprog.interpret.buffers import Alone, Buffer
+from tensorprog.interpret.buffers import Alone, Buffer, stated
 from tensorprog.interpret.equations import BatchEq, JointEq, PairEq
 from tensorprog.interpret.system import Moments, Targets, cross_stage, moments, same_stage
 from tensorprog.loops import mapped
@@ -97,18 +99,97 @@ def evaluate(
     m = moments(program.structure, targets)
     weights = jnp.zeros(max(1, len(program.structure.parameters))) if weights is None else weights
     leaves = tuple(program.leaves)
-    concrete = all(is_concrete(jnp.asarray(a)) for a in jax.tree.leaves((leaves, weights, x1, x2)))
-    grid = _Grid(m, leaves, weights, x1, x2, tangent, error, split)
-    if concrete:
-        check_functions(program, m, slopes=tangent)
-        found = grid.on_host(progress)
-        sides = (found.left,) if x2 is None else (found.left, found.right)
-        for side in sides:
-            check_expectations(program, m, side, slopes=tangent)
-        if not error:
-            warn_unsettled(program, m, sides, slopes=tangent)
-        return [finite(program, r) for r in grid.targets(found, np)]
+    asked = _Asked(m, tangent, error, split, x2 is None)
+    second = x1 if x2 is None else x2
+    if not all(is_concrete(jnp.asarray(a)) for a in jax.tree.leaves((leaves, weights, x1, x2))):
+        return _traced(asked, leaves, weights, x1, second)
+    grid = _Grid(asked, leaves, weights, x1, second, _alike(x1, x2))
+    check_functions(program, m, slopes=tangent)
+    found = grid.on_host(progress)
+    sides = (found.left,) if x2 is None else (found.left, found.right)
+    for side in sides:
+        check_expectations(program, m, side, slopes=tangent)
+    if not error:
+        warn_unsettled(program, m, sides, slopes=tangent)
+    return [finite(program, r) for r in grid.targets(found, np)]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a call asks for; `alone`: of x1 with itself."""
+
+    m: Moments
+    tangent: bool
+    error: bool
+    split: bool
+    alone: bool
+
+
+def _alike(x1: tuple[Array, ...], x2: tuple[Array, ...] | None) -> Any:
+    """Which pairs are of equal inputs, None where none can be; inputs without x2 are equal to themselves."""
+    if not x1:
+        return np.eye(1, dtype=bool) if x2 is None else None
+    second = x1 if x2 is None else x2
+    if all(is_concrete(a) for a in (*x1, *second)):
+        return tiles.rows_alike(x1, second)
+    return tiles.rows_alike_traced(x1, second)
+
+
+def _traced(asked: _Asked, leaves: Any, weights: Array, x1: tuple[Array, ...], x2: tuple[Array, ...]) -> Any:
+    """Inside a transformation. Pairs of equal inputs have the values of an input with itself, and derivatives in the
+    program's numbers. Derivatives in the inputs are those of a function of two: at equal ones, half that of the
+    diagonal in each, which an input with itself does not know. So the first are of inputs that stand still, and what
+    is added is 0 and has the derivatives in the inputs alone."""
+    held = jax.lax.stop_gradient((x1, x2))
+    grid = _Grid(asked, leaves, weights, *held, _alike(held[0], None if asked.alone else held[1]))
+    results = grid.targets(grid.in_jax(), jnp)
+    if all(is_concrete(a) for a in (*x1, *x2)):
+        return results
+    zeros = jax.tree.map(jnp.zeros_like, results)
+    return jax.tree.map(jnp.add, results, _moves(asked, 0, zeros, (leaves, weights), (x1, x2)))
+
+
+def _in_numbers(asked: _Asked, order: int, numbers: Any, inputs: Any) -> Any:
+    """Kernels of two inputs, whether they are equal or not, or the derivative of some order of these in the numbers:
+    numbers are then of the order before, and the direction."""
+    if order:
+        below = lambda numbers: _in_numbers(asked, order - 1, numbers, inputs)
+        return jax.jvp(below, (numbers[0],), (numbers[1],))[1]
+    own = np.eye(len(inputs[0][0]), dtype=bool) if asked.alone else None
+    grid = _Grid(asked, *numbers, *inputs, own)
     return grid.targets(grid.in_jax(), jnp)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _moves(asked: _Asked, order: int, zeros: Any, numbers: Any, inputs: Any) -> Any:
+    """0, with the derivatives in the inputs of `_in_numbers`."""
+    return zeros
+
+
+@partial(_moves.defjvp, symbolic_zeros=True)
+def _(asked: _Asked, order: int, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    zeros, numbers, inputs = primals
+    change = zeros
+    if _changes(tangents[2]):
+        fn = partial(_in_numbers, asked, order, numbers)
+        change = jax.jvp(fn, (inputs,), (_filled(inputs, tangents[2]),))[1]
+    if _changes(tangents[1]):
+        direction = _filled(numbers, tangents[1])
+        change = jax.tree.map(jnp.add, change, _moves(asked, order + 1, zeros, (numbers, direction), inputs))
+    return zeros, change
+
+
+def _is_zero(tangent: Any) -> bool:
+    return isinstance(tangent, SymbolicZero)
+
+
+def _changes(tangents: Any) -> bool:
+    return not all(map(_is_zero, jax.tree.leaves(tangents, is_leaf=_is_zero)))
+
+
+def _filled(values: Any, tangents: Any) -> Any:
+    """Tangents with zeros in place of those that JAX knows to be zero."""
+    return jax.tree.map(lambda t, x: jnp.zeros_like(x) if _is_zero(t) else t, tangents, values, is_leaf=_is_zero)
 
 
 class _Found(NamedTuple):
@@ -122,20 +203,15 @@ class _Found(NamedTuple):
 
 
 class _Grid:
-    """The tiles of one call."""
+    """The tiles of one call. `alike` marks pairs of equal inputs, (N1, N2), None where there are none."""
 
-    def __init__(
-        self, m: Moments, leaves: Any, weights: Array, x1: Any, x2: Any, tangent: bool, error: bool, split: bool
-    ):
-        self.m, self.leaves, self.weights = m, leaves, weights
-        self.tangent, self.error, self.split = tangent, error, split
-        self.alone = x2 is None
-        self.symmetric = self.alone and all(u == v for u, v in m.targets)
-        self.x1 = x1
-        self.x2 = x1 if x2 is None else x2
-        self.n1 = x1[0].shape[0] if x1 else 1
-        self.n2 = self.x2[0].shape[0] if self.x2 else 1
-        self.side = tile_side(m) if x1 else 1
+    def __init__(self, asked: _Asked, leaves: Any, weights: Array, x1: Any, x2: Any, alike: Any):
+        self.m, self.leaves, self.weights = asked.m, leaves, weights
+        self.tangent, self.error, self.split, self.alone = asked.tangent, asked.error, asked.split, asked.alone
+        self.symmetric = self.alone and all(u == v for u, v in self.m.targets)
+        self.x1, self.x2, self.alike = x1, x2, alike
+        self.n1, self.n2 = (x[0].shape[0] if x else 1 for x in (x1, x2))
+        self.side = tile_side(self.m) if x1 else 1
 
     def blocked(self, size: int) -> tuple[Any, Any, np.ndarray, tuple[int, int]]:
         b1 = tiles.blocks(self.x1, size) if self.x1 else ()
@@ -144,10 +220,13 @@ class _Grid:
         return b1, b2, tiles.pairs(*counts, self.symmetric), counts
 
     def valid(self, i: Any, j: Any, size: int) -> Array:
+        """Which pairs of a tile are computed: those that are wanted, and not of equal inputs."""
         inside = tiles.wanted(i, j, size, self.n1, self.n2, self.symmetric)
-        if self.alone and not self.symmetric:
-            inside &= (i * size + jnp.arange(size))[:, None] != (j * size + jnp.arange(size))[None, :]
-        return inside
+        if self.alike is None:
+            return inside
+        xp = np if isinstance(i, int) and isinstance(self.alike, np.ndarray) else jnp
+        rows, columns = (xp.minimum(k * size + np.arange(size), n - 1) for k, n in ((i, self.n1), (j, self.n2)))
+        return inside & ~xp.asarray(self.alike)[rows[:, None], columns]
 
     def same(self, x: Any) -> Alone:
         return _alone(self.m, self.leaves, x, slope=self.tangent, error=self.error)
@@ -170,10 +249,12 @@ class _Grid:
         two = one if self.alone else [tuple(a[i] for a in b2) for i in range(counts[1])]
         left = [self.same(x) for x in one]
         right = left if self.alone else [self.same(x) for x in two]
-        diagonal = [self.diagonal(x, s) for x, s in zip(one, left, strict=True)] if self.alone else None
+        itself = None if self.alike is None else [self.diagonal(x, s) for x, s in zip(one, left, strict=True)]
         items = ((one[i], two[j], left[i], right[j], self.valid(i, j, self.side)) for i, j in index.tolist())
         found = tiles.host_map(self.tile, items, progress, len(index))
-        return _Found(_stacked(left), _stacked(right), _stacked(diagonal) if diagonal else None, _stacked(found), index)
+        return _Found(
+            _stacked(left), _stacked(right), None if itself is None else _stacked(itself), _stacked(found), index
+        )
 
     def in_jax(self) -> _Found:
         size = min(self.side, 4 * -(-max(self.n1, self.n2) // 4))
@@ -185,7 +266,7 @@ class _Grid:
             return _Found(one_block[0], one_block[0], one_block[1], one_block[2], index)
         left = mapped(self.same, b1)
         right = left if self.alone else mapped(self.same, b2)
-        diagonal = mapped(lambda pair: self.diagonal(*pair), (b1, left)) if self.alone else None
+        diagonal = None if self.alike is None else mapped(lambda pair: self.diagonal(*pair), (b1, left))
 
         def one(ij: Array) -> Buffer:
             i, j = ij
@@ -204,7 +285,11 @@ class _Grid:
         names = ("value", "tangent", "error", "tangent_error")
         diagonal = (None,) * 4 if found.diagonal is None else _fields(found.diagonal)
         parts = zip(names, _fields(found.tiles), diagonal, strict=True)
-        return {name: self.whole(found.index, tile, exact, k, xp) for name, tile, exact in parts}
+        result = {name: self.whole(found.index, tile, exact, k, xp) for name, tile, exact in parts}
+        for name, bound in (("value", "error"), ("tangent", "tangent_error")):
+            if result[bound] is not None:
+                result[bound] = stated(result[name], result[bound])
+        return result
 
     def whole(self, index: np.ndarray, tile: Any, exact: Any, k: int, xp: Any) -> Any:
         """One quantity of a target, (N1, N2, *S_u, *S_v), or (P, N1, N2, …) when split by parameter."""
@@ -218,16 +303,19 @@ class _Grid:
         rows = self.m.cross.kept(self.m.cells[k])
         counts = tuple(-(-n // tile.shape[-1]) for n in (self.n1, self.n2))
         whole = tiles.assemble(tile[:, rows], index, counts, (self.n1, self.n2), xp)
+        half = round(len(rows) ** 0.5)
+        if self.symmetric:
+            whole = tiles.mirrored(whole, np.arange(len(rows)).reshape(half, half).T.reshape(-1), xp)
         if exact is not None:
-            diagonal = xp.moveaxis(exact[:, rows], 1, 0).reshape(len(rows), -1)[:, : self.n1]
-            if self.symmetric:
-                half = round(len(rows) ** 0.5)
-                swap = np.arange(len(rows)).reshape(half, half).T.reshape(-1)
-                whole = tiles.mirrored(whole, swap, tiles.upper(diagonal, half), xp)
-            else:
-                whole = xp.where(np.eye(self.n1, dtype=bool), diagonal[:, :, None], whole)
+            itself = xp.moveaxis(exact[:, rows], 1, 0).reshape(len(rows), -1)[:, : self.n1]
+            itself = tiles.upper(itself, half) if self.symmetric else itself
+            whole = xp.where(self.alike, itself[:, self.first(xp)][:, :, None], whole)
         result = xp.moveaxis(whole, 0, -1).reshape(self.n1, self.n2, *self.m.shape(k))
         return jnp.asarray(result if self.x1 else result[0, 0])
+
+    def first(self, xp: Any) -> Any:
+        """The first row of x1 that is equal to each, so that the kernel of equal ones is one number."""
+        return xp.argmax(self.alike, axis=1) if self.alone else np.arange(self.n1)
 
 
 def _fields(buffer: Buffer) -> tuple[Any, Any, Any, Any]:

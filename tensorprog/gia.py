@@ -10,8 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
-from tensorprog.ir import BiasVector, Inner, LinComb, MatMul, Moment, ScalarType, Structure, operands
+from tensorprog.ir import (
+    BiasVector,
+    Inner,
+    Leaf,
+    LinComb,
+    MatMul,
+    Moment,
+    Nonlin,
+    ScalarResult,
+    ScalarType,
+    SiteLinear,
+    Structure,
+    operands,
+)
 
 
 @dataclass(frozen=True)
@@ -93,8 +107,10 @@ def forward_transposes(structure: Structure, ends: tuple[int, ...] | None = None
                 transposed.setdefault(weight, position)
             case MatMul(weight=weight):
                 plain.setdefault(weight, position)
-            case _:
+            case Leaf() | SiteLinear() | Nonlin() | ScalarResult():
                 pass
+            case never:
+                assert_never(never)
     return [
         Finding(
             "forward use of W and Wᵀ", max(plain[weight], transposed[weight]),

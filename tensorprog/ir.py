@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from typing import assert_never
 
 import numpy as np
 
@@ -180,23 +181,38 @@ Type = VectorType | ScalarType
 
 # ----------------------------------------------------------------------------------------------- instructions
 
+# Three kinds stand for their members in a `match` that does not tell them apart. A new instruction joins a kind where
+# all that is true of the kind is true of it; every other `match` that lacks it is an error of the type checker.
+
+
+class Leaf:
+    """An instruction that reads no other."""
+
+
+class SiteLinear:
+    """A vector that is linear in its operands, the same combination of their sites at every coordinate."""
+
+
+class ScalarResult:
+    """A scalar made of earlier instructions."""
+
 
 @dataclass(frozen=True)
-class InputVector:
+class InputVector(Leaf):
     """The vector of features of an input."""
 
     input: int
 
 
 @dataclass(frozen=True)
-class DataScalar:
+class DataScalar(Leaf):
     """Per-example data as a scalar: the input at that place is a `Data`."""
 
     input: int
 
 
 @dataclass(frozen=True)
-class BiasVector:
+class BiasVector(Leaf):
     """A bias as an initial vector."""
 
     bias: int
@@ -221,7 +237,7 @@ class MatMul:
 
 
 @dataclass(frozen=True)
-class LinComb:
+class LinComb(SiteLinear):
     """y = Σ coef·x + Σ coef·1; sites broadcast as in NumPy. Without terms it is a constant vector."""
 
     terms: tuple[tuple[Coef, int], ...]
@@ -229,7 +245,7 @@ class LinComb:
 
 
 @dataclass(frozen=True)
-class Gather:
+class Gather(SiteLinear):
     """y[site] = the vector at place `source[site]` of the operands' sites, laid end to end: index, stack, pad …
 
     Place -1 is the zero vector.
@@ -241,7 +257,7 @@ class Gather:
 
 
 @dataclass(frozen=True)
-class SiteSum:
+class SiteSum(SiteLinear):
     """y = Σ of x over site axes."""
 
     x: int
@@ -260,7 +276,7 @@ class Nonlin:
 
 
 @dataclass(frozen=True)
-class Moment:
+class Moment(ScalarResult):
     """θ = (1/n) Σ_α fn(x¹_α, …, xᵏ_α; θ…) at each site."""
 
     fn: Function
@@ -270,7 +286,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Inner:
+class Inner(ScalarResult):
     """S[i, j] = (1/n) Σ_α x[i]_α y[j]_α for all pairs of sites; of inputs, over their features."""
 
     x: int
@@ -278,7 +294,7 @@ class Inner:
 
 
 @dataclass(frozen=True)
-class ScalarFn:
+class ScalarFn(ScalarResult):
     """θ = fn(θ¹, …), fn sees the whole arrays."""
 
     fn: Function
@@ -311,6 +327,8 @@ def operands(instruction: Instruction) -> Iterator[int]:
             yield from (s for s in scalars if isinstance(s, int))
         case ScalarFn(scalars=scalars):
             yield from (s for s in scalars if isinstance(s, int))
+        case never:
+            assert_never(never)
 
 
 # -------------------------------------------------------------------------------------------------- structure

@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from tensorprog import tiles
 from tensorprog.batch import batch, random_key, require_program
 from tensorprog.decomposition import backward_kernels
 from tensorprog.errors import bad_argument
 from tensorprog.evaluation import evaluate, finite
 from tensorprog.gia import backward_products, forward_transposes
+from tensorprog.interpret.buffers import stated
 from tensorprog.interpret.system import integrated, kernel_structure, output_targets, parameter_weights, refuse
 from tensorprog.ir import ScalarType, Structure
 from tensorprog.limits import SAMPLES, Options
@@ -95,7 +98,7 @@ def ntk(
     Source: Tensor Programs II (2006.14548), Theorem 7.2; the differentiated form is derived in docs/theory.md.
     """
     if _is_backward(method):
-        found, single = _backward(program, x1, x2, convention, widths, samples, key)
+        found, single = _backward(program, x1, x2, convention, widths, samples, key, error=False)
         return _outputs([k.ntk for k in found], single)
     results, single = _kernels(
         program, x1, x2, "ntk", convention=convention, widths=widths, progress=progress, samples=samples, key=key
@@ -119,12 +122,13 @@ def kernels(
     """Both kernels in one pass, `.nngp` and `.ntk`; `error=True` adds `.error`, bounds `.error.nngp`, `.error.ntk`.
 
     The bounds cover what quadrature and series leave out and rounding, both carried through the recursion to first
-    order. With `method="backward"` they are standard errors, and the NNGP of a Moment output is 0, as its variance is
-    in the limit. Arguments and shapes as for `ntk`.
+    order. They are 0 or more, infinite where nothing is known, never NaN: kernels that are not finite are refused, and
+    inside a transformation, which cannot refuse them, a NaN has an infinite bound. With `method="backward"` they are
+    standard errors, and the NNGP of a Moment output is 0, as its variance is in the limit. Arguments and shapes as
+    for `ntk`.
     """
     if _is_backward(method):
-        found, single = _backward(program, x1, x2, convention, widths, samples, key)
-        return _outputs([k if error else k._replace(error=None) for k in found], single)
+        return _outputs(*_backward(program, x1, x2, convention, widths, samples, key, error=error))
     results, single = _kernels(
         program, x1, x2, "ntk", error=error, convention=convention, widths=widths, progress=progress,
         samples=samples, key=key,
@@ -240,10 +244,16 @@ def _sampled(program: Program, found: Sampled, error: bool) -> Kernels:
     own = (found.nngp, found.ntk, found.nngp_error, found.ntk_error)
     if not program.structure.inputs:
         own = tuple(None if k is None else k[0, 0] for k in own)
-    nngp, ntk, nngp_error, ntk_error = own
+    return _with_errors(program, *own, error)
+
+
+def _with_errors(program: Program, nngp: Any, ntk: Any, nngp_error: Any, ntk_error: Any, error: bool) -> Kernels:
+    """Estimated kernels, with standard errors where these are asked for; what is not finite is refused."""
     if all(is_concrete(k) for k in (nngp, ntk) if k is not None):
         finite(program, {"value": nngp, "tangent": ntk})
-    return Kernels(nngp, ntk, Bounds(nngp_error, ntk_error) if error else None)
+    if not error:
+        return Kernels(nngp, ntk)
+    return Kernels(nngp, ntk, Bounds(stated(nngp, nngp_error), None if ntk is None else stated(ntk, ntk_error)))
 
 
 def _check_draws(samples: Any, key: Any) -> None:
@@ -260,28 +270,30 @@ def _is_backward(method: str) -> bool:
 
 
 def _backward(
-    program: Program, x1: Any, x2: Any, convention: str, widths: Any, samples: int | None, key: Any
+    program: Program, x1: Any, x2: Any, convention: str, widths: Any, samples: int | None, key: Any, *, error: bool
 ) -> tuple[list[Kernels], bool]:
     """Both kernels and their standard errors from the moments of the backward program, all inputs together."""
     structure = require_program(program, "ntk").structure
-    first, second = _data(structure, x1, x2)
-    n1 = first[0].shape[0] if first else 1
-    joined = first if second is None else tuple(jnp.concatenate(pair) for pair in zip(first, second, strict=True))
-    columns = slice(0, n1) if second is None else slice(n1, None)
+    joined, rows, columns = tiles.distinct(*_data(structure, x1, x2))
     options = Options(SAMPLES if samples is None else samples, key)
     weights = parameter_weights(program, convention, widths)
     found = []
     for output in structure.outputs:
         whole = backward_kernels(program, output, joined, weights, options)
-        nngp, ntk, nngp_error, ntk_error = (k[:n1, columns] if first else k[0, 0] for k in whole)
-        found.append(Kernels(nngp, ntk, Bounds(nngp_error, ntk_error)))
+        found.append(_with_errors(program, *(k[rows][:, columns] if joined else k[0, 0] for k in whole), error))
     return found, structure.single
 
 
 def _data(structure: Structure, x1: Any, x2: Any) -> tuple[tuple[Array, ...], tuple[Array, ...] | None]:
+    """Both batches in one dtype; None for a second one that is the first, as one array or in all its numbers."""
     first = batch(structure, x1, "x1")
-    if x2 is None:
+    if x2 is None or (x2 is x1 and first):
         return first, None
     second = batch(structure, x2, "x2")
     dtype = jnp.result_type(*first, *second)
-    return tuple(a.astype(dtype) for a in first), tuple(a.astype(dtype) for a in second)
+    one, two = (tuple(a.astype(dtype) for a in x) for x in (first, second))
+    return one, None if first and all(map(_same, one, two)) else two
+
+
+def _same(one: Array, two: Array) -> bool:
+    return one is two or (is_concrete(one) and is_concrete(two) and np.array_equal(one, two))

@@ -13,6 +13,7 @@ import numpy as np
 from tensorprog.batch import batch, random_key, require_program
 from tensorprog.errors import ProgramError, bad_argument, problem
 from tensorprog.gia import reached
+from tensorprog.interpret.buffers import stated
 from tensorprog.interpret.particles import linear_obstacle
 from tensorprog.interpret.roads import (
     NODES,
@@ -42,8 +43,9 @@ class Limit:
 
     `value`: an array (N, *S) for an output over sites S, without N where the program has no inputs; a tuple for several
     outputs. `stderr`: like `value`, the standard error (particles) or the estimated error (quadrature; 0 to rounding on
-    the exact road). `method`: the road taken, "exact", "quadrature" or "particles". A Limit of several outputs is
-    indexed and iterated over like a tuple of their Limits.
+    the exact road), infinite where nothing is known, as of a NaN inside a transformation. `method`: the road taken,
+    "exact", "quadrature" or "particles". A Limit of several outputs is indexed and iterated over like a tuple of their
+    Limits.
     """
 
     value: Any
@@ -145,7 +147,7 @@ def expected(
     if coarse and all(map(is_concrete, jax.tree.leaves((value, error)))) and not is_small(value, error, _GOOD):
         road = choose(program.structure, ends, replace(options, method="particles"))
         value, error = take(road=road)
-    return value, error, road.method
+    return value, jax.tree.map(stated, value, error), road.method
 
 
 def choose(structure: Structure, ends: tuple[int, ...], options: Options) -> Road:

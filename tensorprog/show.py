@@ -25,6 +25,7 @@ from tensorprog.ir import (
     Inner,
     Input,
     InputVector,
+    Leaf,
     LinComb,
     MatMul,
     Moment,
@@ -131,8 +132,10 @@ class Printer:
                 return _SCALARS.get(fn) in (*_SUMS, " / ") or fn == _RECIPROCAL
             case Nonlin(fn=fn, scalars=scalars, over=over):
                 return (fn in _VECTORS or fn == _RECIPROCAL) and not scalars and over is None
-            case _:
+            case Leaf() | MatMul() | Gather() | SiteSum() | Moment() | Inner():
                 return False
+            case never:
+                assert_never(never)
 
     # ---- instructions
 

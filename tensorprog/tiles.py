@@ -3,7 +3,8 @@
 One compilation serves every N: inputs are filled up to whole blocks with copies of a real example, and pairs that
 nobody wants are marked.
 Without x2 only the upper triangle of blocks is computed, and mirrored. Concrete inputs run a host
-loop; inside a user's transformation the same function runs in a `lax.map`.
+loop; inside a user's transformation the same function runs in a `lax.map`. Inputs that are equal, all their numbers to
+the bit, are found here too: their pairs are not left to correlations that rounding keeps from 1.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from tensorprog.program import is_concrete
 
 Array = jax.Array
 Blocks = tuple[Array, ...]
@@ -50,6 +53,43 @@ def wanted(i: Any, j: Any, size: int, n1: int, n2: int, symmetric: bool) -> Arra
     return inside & (row < column) if symmetric else inside
 
 
+def rows_alike(x1: tuple[Array, ...], x2: tuple[Array, ...]) -> np.ndarray | None:
+    """Which concrete examples are equal, all their numbers to the bit, (N1, N2); None where no two are."""
+    one, two = _labels(x1, x2)
+    return one[:, None] == two if np.isin(one, two).any() else None
+
+
+@jax.jit
+def rows_alike_traced(x1: tuple[Array, ...], x2: tuple[Array, ...]) -> Array:
+    """The same inside a transformation; compiled as one, so that no array of all differences is made."""
+    same = [(a[:, None] == b).reshape(len(a), len(b), -1).all(-1) for a, b in zip(x1, x2, strict=True)]
+    return jnp.stack(same).all(0)
+
+
+def distinct(x1: tuple[Array, ...], x2: tuple[Array, ...] | None) -> tuple[tuple[Array, ...], np.ndarray, np.ndarray]:
+    """The examples of both batches, known ones each once in the order of their first places, and where those of x1 and
+    of x2 (without one of x1) are among them."""
+    own = x1 if x2 is None else tuple(jnp.concatenate(pair) for pair in zip(x1, x2, strict=True))
+    count, index = len(x1[0]) if x1 else 1, np.arange(len(own[0]) if own else 1)
+    if own and all(is_concrete(a) for a in own):
+        (labels,) = _labels(own)
+        places = np.unique(labels, return_index=True)[1]
+        index = np.argsort(np.argsort(places))[labels]
+        own = tuple(a[np.sort(places)] for a in own)
+    return own, index[:count], index if x2 is None else index[count:]
+
+
+def _labels(*batches: tuple[Array, ...]) -> list[np.ndarray]:
+    """A number for each example of the batches, that of equal ones the same."""
+    rows = [np.concatenate([np.asarray(a, float).reshape(len(a), -1) for a in x], axis=1) for x in batches]
+    whole = np.ascontiguousarray(np.concatenate(rows) + 0.0)  # -0.0 becomes 0.0
+    if not whole.shape[1]:
+        return [np.zeros(len(r), int) for r in rows]
+    keys = whole.view(np.dtype((np.void, whole.shape[1] * whole.itemsize)))[:, 0]
+    labels = np.unique(keys, return_inverse=True)[1].reshape(-1)
+    return np.split(labels, np.cumsum([len(r) for r in rows])[:-1])
+
+
 def host_map(fn: Callable[..., Any], items: Iterable[Any], progress: bool, total: int) -> list[Any]:
     """fn over items in a Python loop, with a progress bar when asked and tqdm is there."""
     bar = _progress(items, total) if progress else items
@@ -74,14 +114,12 @@ def assemble(tiles: Array, index: np.ndarray, counts: tuple[int, int], ns: tuple
     return whole.reshape(rows, counts[0] * size, counts[1] * size)[:, : ns[0], : ns[1]]
 
 
-def mirrored(whole: Array, swap: np.ndarray, diagonal: Array, xp: Any) -> Array:
-    """Symmetric kernels (R, N, N): a copy of what is above the diagonal below it, sites swapped; the given diagonal."""
+def mirrored(whole: Array, swap: np.ndarray, xp: Any) -> Array:
+    """Symmetric kernels (R, N, N): a copy of what is above the diagonal below it, sites swapped; on it 0."""
     n = whole.shape[1]
     above = np.triu(np.ones((n, n), dtype=bool), 1)
     upper = xp.where(above, whole, 0)
-    result = upper + upper[swap].swapaxes(1, 2)
-    eye = np.eye(n, dtype=bool)
-    return xp.where(eye, diagonal[:, :, None], result)
+    return upper + upper[swap].swapaxes(1, 2)
 
 
 def upper(diagonal: Array, sites: int) -> Array:

@@ -26,6 +26,7 @@ from tensorprog import decomposition, evaluation, kernel, limits, tiles
 from tensorprog.functions import base
 from tensorprog.functions.frozen import Function
 from tensorprog.interpret import (
+    batch,
     evaluator,
     integrals,
     joints,
@@ -89,6 +90,9 @@ class _Numpy:
 
         setattr(self, name, function)
         return function
+
+
+NUMPY = _Numpy()
 
 
 # ---- transformations as loops
@@ -163,7 +167,7 @@ def _substituted(triangle: Any, right: Any, order: Any) -> Any:
 class _Jax:
     """`jax` with such arrays."""
 
-    numpy = _Numpy()
+    numpy = NUMPY
     random = _RANDOM
     vmap = staticmethod(_vmap)
     lax = SimpleNamespace(map=_map, fori_loop=_fori_loop, scan=_scan, stop_gradient=lambda a: a,
@@ -218,20 +222,22 @@ def _expected(road: Callable[..., Any], count: int) -> Callable[..., Any]:
     return compiled
 
 
-_several = jax.jit(lambda road, functions, cov, numbers: road(*functions, cov, numbers), static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _several(road: Any, functions: Any, bounds: bool, cov: Any, numbers: Any) -> Any:
+    return road(*functions, cov, numbers, bounds=bounds)
 
 
 def _several_expected(road: Callable[..., Any], count: int) -> Callable[..., Any]:
     """The same for expectations over several Gaussians, whose covariances are matrices."""
 
-    def compiled(*given: Any) -> Any:
+    def compiled(*given: Any, bounds: bool) -> Any:
         functions, (covs, numbers) = given[:count], given[count:]
         leaves, tree = jax.tree.flatten(covs)
         shape = np.broadcast_shapes(*(a.shape[:-2] for a in leaves))
         flat = [np.broadcast_to(a, (*shape, *a.shape[-2:])).reshape(-1, *a.shape[-2:]) for a in leaves]
         padded = [np.pad(a, ((0, -len(a) % FEW), (0, 0), (0, 0)), mode="edge") for a in flat]
         blocks = zip(*(a.reshape(-1, FEW, *a.shape[1:]) for a in padded))
-        return _joined([_several(road, functions, tree.unflatten(b), tuple(numbers)) for b in blocks], shape)
+        return _joined([_several(road, functions, bounds, tree.unflatten(b), tuple(numbers)) for b in blocks], shape)
 
     return compiled
 
@@ -266,24 +272,48 @@ def _at_points(self: Any, fn: Any, numbers: Any, vectors: Any, scalars: Any, ove
 
 
 @contextmanager
-def eager() -> Iterator[None]:
-    """In the block programs are evaluated by NumPy; not under another transformation, nor for bounds of errors."""
-    numpy, shim = _Numpy(), _Jax()
-    uses_numpy = (evaluation, tiles, moments, rules, integrals, joints, system, linear, evaluator, particles, products,
-                  spaces, roads, decomposition, kernel)  # fmt: skip
-    uses_jax = (moments, rules, integrals, joints, system, evaluator, particles, products, spaces, roads)
-    one = {"expect_slope": 2, "expect_error": 2, "expect_one_slope": 2, "expect_one_error": 2, "mean": 1}
-    several = {"joint_expectation": 2, "crossing": 3}
-    batch = kernel.batch
-    changes: list[tuple[Any, str, Any]] = [
-        *((module, "jnp", numpy) for module in uses_numpy),
-        *((module, "jax", shim) for module in uses_jax),
-        *((base, name, _expected(getattr(base, name), count)) for name, count in one.items()),
-        *((joints, name, _several_expected(getattr(joints, name), count)) for name, count in several.items()),
+def _changed(changes: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for change in changes:
+            stack.enter_context(mock.patch.object(*change))
+        system.moments.cache_clear()  # plans are made of what they are made with
+        stack.callback(system.moments.cache_clear)
+        yield
+
+
+def _on_numpy() -> list[tuple[Any, str, Any]]:
+    """What makes the rules of moments NumPy's."""
+    uses_numpy = (evaluation, tiles, moments, rules, integrals, joints, batch, system, linear, kernel)
+    uses_jax = (moments, rules, integrals, joints, system)
+    return [
+        *((module, "jnp", NUMPY) for module in uses_numpy),
+        *((module, "jax", _Jax()) for module in uses_jax),
         (integrals, "mapped", _map),
         (joints, "mapped", _map),
-        (products, "_substituted", _substituted),
+        (batch, "mapped", _map),
         (moments, "whole", lambda always, fn, operand, like: fn(operand)),
+    ]
+
+
+def rules_on_numpy() -> Any:
+    """A context in which rules of moments are NumPy, the expectations that they call what they were."""
+    return _changed(_on_numpy())
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """In the block programs are evaluated by NumPy; not under another transformation, nor for bounds of errors."""
+    shim = _Jax()
+    one = {"expect_slope": 2, "expect_error": 2, "expect_one_slope": 2, "expect_one_error": 2, "mean": 1}
+    several = {"joint_expectation": 2, "crossing": 3}
+    given = kernel.batch
+    changes: list[tuple[Any, str, Any]] = [
+        *_on_numpy(),
+        *((module, "jnp", NUMPY) for module in (evaluator, particles, products, spaces, roads, decomposition)),
+        *((module, "jax", shim) for module in (evaluator, particles, products, spaces, roads)),
+        *((base, name, _expected(getattr(base, name), count)) for name, count in one.items()),
+        *((joints, name, _several_expected(getattr(joints, name), count)) for name, count in several.items()),
+        (products, "_substituted", _substituted),
         (plan, "tabulated", lambda *_: False),  # tables are for many inputs
         # As many inputs as a random program is given, and no compilation to share.
         (evaluation, "tile_side", lambda m: 2),
@@ -291,13 +321,9 @@ def eager() -> Iterator[None]:
         (evaluation, "_tile", inspect.unwrap(evaluation._tile)),
         (families, "_grown", inspect.unwrap(families._grown)),  # it takes its factor from `products`
         (limits, "expectations", inspect.unwrap(roads.expectations)),
-        (kernel, "batch", lambda *args: array(batch(*args))),
+        (kernel, "batch", lambda *args: array(given(*args))),
         (evaluator.Evaluator, "pointwise", _at_points),
         (Function, "__call__", _function),
     ]
-    with ExitStack() as stack:
-        for change in changes:
-            stack.enter_context(mock.patch.object(*change))
-        system.moments.cache_clear()  # plans with tables, and afterwards those without
-        stack.callback(system.moments.cache_clear)
+    with _changed(changes):
         yield

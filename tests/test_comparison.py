@@ -14,6 +14,7 @@ import pytest
 import tensorprog as tp
 from tensorprog.comparison import fitted_rate
 from tensorprog.comparison.matching import expected, matched
+from tensorprog.comparison.models import check_same
 from tensorprog.nets import ZOO, net
 
 
@@ -268,7 +269,7 @@ def test_deep_networks_are_matched_in_any_order_and_zeros_hide_nothing() -> None
     names = {"W2": "W3", "W3": "W2", "W4": "W4", "W5": "W5"}
     f = lambda p, x: tp.apply(program, {name: p[names.get(name, name)] for name in own}, x)
     found = matched(program, ours, f, own, x)
-    assert found is not None and found["W2"] == "['W3']" and found["W3"] == "['W2']"
+    assert found is not None and found.paths["W2"] == "['W3']" and found.paths["W3"] == "['W2']"
     silent = {**own, "v": jnp.zeros_like(own["v"])}  # a head that starts at 0
     assert matched(program, ours, lambda p, x: jnp.tanh(f(p, x)), silent, x) is None
     assert matched(program, ours, f, silent, x) is not None
@@ -343,7 +344,7 @@ def test_a_flattened_readout_is_found() -> None:
     params = Convolutional(16).init(jax.random.key(0), x)
     ours = expected(program, 16, "standard")
     found = matched(program, ours, Convolutional(16).apply, params, x)
-    assert found is not None and "Dense_0" in found["v"] and "Conv_0" in found["W1"]
+    assert found is not None and "Dense_0" in found.paths["v"] and "Conv_0" in found.paths["W1"]
     other: Any = lambda p, x: 2.0 * jnp.asarray(Convolutional(16).apply(p, x))
     assert matched(program, ours, other, params, x) is None
 
@@ -372,3 +373,55 @@ def test_a_convolution_of_another_layout() -> None:
     assert found.checked.startswith("finite is the program")
     assert found.limit["ntk"].shape == (3, 2) and found.errors["ntk"][-1].mean() < 0.2
     found.plot()
+
+
+class WithBias(nn.Module):
+    """`Dense`, whose readout has a bias that starts at 0 and is trained."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        normal = lambda var: nn.initializers.variance_scaling(var, "fan_in", "normal")
+        for _ in range(2):
+            x = nn.relu(nn.Dense(self.width, kernel_init=normal(2.0), bias_init=nn.initializers.normal(0.1**0.5))(x))
+        return nn.Dense(3, kernel_init=normal(1.0))(x)
+
+
+def biased(width: int, key: Any) -> Any:
+    return WithBias(width).apply, WithBias(width).init(key, jnp.ones((1, 5)))
+
+
+def test_parameters_without_a_counterpart_are_named() -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
+    with pytest.raises(tp.ProgramError, match=r"Dense_2'\]\['bias'\], which has no counterpart.*tp\.bias\('c', 1"):
+        check_same(biased, OWN, 32, "standard", (x,))
+
+
+@pytest.mark.slow
+def test_a_parameter_that_was_added_is_compared() -> None:
+    """The remedy taken, the two are the same; then the other model lacks it."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
+
+    def function(x: Any) -> Any:
+        n = tp.Width("n")
+        h = tp.nonlin(jax.nn.relu, tp.weight("W1", n, 5, var=2.0) @ x + tp.bias("b1", n, var=0.1))
+        h = tp.nonlin(jax.nn.relu, tp.weight("W2", n, n, var=2.0) @ h + tp.bias("b2", n, var=0.1))
+        return tp.weight("v", 1, n) @ h + tp.bias("c", 1, var=0.0, scale=1.0)
+
+    remedied = tp.trace(function, tp.Input(5))
+    assert check_same(biased, remedied, 32, "standard", (x,)).startswith("finite is the program")
+    with pytest.raises(tp.ProgramError, match=r"it is the program but for c, which has no counterpart in the model"):
+        check_same(flax(), remedied, 32, "standard", (x,))
+
+
+def test_a_rate_far_from_a_half_is_remarked_on() -> None:
+    spread = 1 + 0.1 * np.random.default_rng(0).normal(size=(3, 8))
+    widths = (64, 256, 1024)
+    found = lambda rate: tp.Comparison(
+        "net", widths, {"ntk": np.array(widths)[:, None] ** rate * spread}, {"ntk": np.ones(1)}, {"ntk": np.ones(1)}
+    )
+    assert not found(-0.5).remarks
+    (remark,) = found(-0.966).remarks
+    assert "standard errors from −1/2" in remark and "program lacks" in remark and remark in str(found(-0.966))
+    assert "another limit" in found(-0.1).remarks[0]

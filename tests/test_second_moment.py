@@ -207,3 +207,49 @@ def test_bounds_hold_where_a_function_oscillates_between_the_nodes() -> None:
     for scale in (1.0, 3.0, 5.0, 6.0, 7.0, 8.0):  # further out no node sees the oscillation, and bounds hold by chance
         found = tp.kernels(program, jnp.asarray(scale * STEEP[None]), error=True)
         assert abs(found.nngp[0, 0] - steep_moment(scale * STEEP)) <= found.error.nngp[0, 0]
+
+
+def two_vectors(x: Any, fn: Any, var: float) -> Any:
+    n = tp.Width("n")
+    a, b = tp.weight("A", n, x.features) @ x, tp.weight("B", n, x.features, var=var) @ x
+    return tp.weight("v", 1, n) @ tp.nonlin(fn, a, b)
+
+
+def near(t: float) -> np.ndarray:
+    """Two inputs whose first Gaussians have correlation cos t, and the variances of their weights."""
+    return np.sqrt(2) * np.array([[1.0, 0.0], [np.cos(t), np.sin(t)]])
+
+
+@pytest.mark.slow
+def test_an_oscillating_product_of_inputs_near_each_other() -> None:
+    """a·sin(6b): both kernels are 2-term products of closed forms, with most of them beyond any series' reach."""
+    r, q = np.cos(0.1) ** np.array([0, 1]), 72.0
+    sines, cosines = ((np.exp(-q * (1 - r)) + sign * np.exp(-q * (1 + r))) / 2 for sign in (-1, 1))
+    program = tp.trace(two_vectors, tp.Input(2), fn=lambda a, b: a * jnp.sin(6 * b), var=2.0)
+    found = tp.kernels(program, near(0.1), error=True)
+    for kernel, truth in (("nngp", r * sines), ("ntk", 2 * r * sines + q * r**2 * cosines)):
+        np.testing.assert_allclose(getattr(found, kernel)[0], truth, rtol=1e-11)
+        off = np.abs(getattr(found, kernel)[0] - truth)
+        assert (off <= getattr(found.error, kernel)[0] + 1e-13 * truth).all()
+        assert (getattr(found.error, kernel)[0] <= 1e-10 * truth).all()
+
+
+@pytest.mark.parametrize("t", [1.0, 0.02, 0.0])
+def test_a_kinked_product_of_inputs_near_each_other(t: float) -> None:
+    """relu(a)·relu(b) is a product of arc-cosine kernels, for x2 given or not."""
+    program = tp.trace(two_vectors, tp.Input(2), fn=lambda a, b: jax.nn.relu(a) * jax.nn.relu(b), var=1.0)
+    r = np.cos(t)
+    flat = (np.pi - t) / (2 * np.pi)
+    value = (np.sin(t) + (np.pi - t) * r) / (2 * np.pi)
+    x = near(t)
+    found, across = tp.kernels(program, x), tp.kernels(program, x[:1], x[1:])
+    for kernels in (found.nngp[0, 1], found.ntk[0, 1]), (across.nngp[0, 0], across.ntk[0, 0]):
+        np.testing.assert_allclose(kernels, (value**2, value**2 + 2 * r * flat * value), rtol=1e-7)
+
+
+@pytest.mark.slow
+def test_what_no_node_sees_is_refused_and_the_remedy_works() -> None:
+    program = tp.trace(two_vectors, tp.Input(2), fn=lambda a, b: jnp.exp(-5000 * (a**2 + a * b + b**2)), var=1.0)
+    with pytest.raises(tp.ProgramError, match=r'(?s)test_second_moment.py:\d+: lambda.*nothing is known.*"backward"'):
+        tp.nngp(program, near(0.5)[:1])
+    assert np.isfinite(tp.kernels(program, near(0.5)[:1], method="backward", samples=2**10).ntk).all()

@@ -14,7 +14,7 @@ import numpy as np
 from tensorprog import empirical
 from tensorprog.batch import require_program
 from tensorprog.comparison.arguments import Progress, bar, batches, comparable, keys_of, seeds_of, widths_of
-from tensorprog.comparison.models import Finite, check_same, model
+from tensorprog.comparison.models import FAR, Finite, check_same, model
 from tensorprog.comparison.rates import deviation, fixed, rates_of, relative
 from tensorprog.errors import bad_argument
 from tensorprog.interpret.finite import init
@@ -31,7 +31,7 @@ class Comparison:
 
     `widths`, in increasing order; `errors[kind]` (widths, seeds) for kind "nngp" and "ntk", for a network of your own
     "ntk" alone; `limit[kind]` and `finite[kind]`, the limit kernels and the mean over seeds at the widest; `checked`,
-    what the check of a network of your own found. `print` shows the table.
+    what the check of a network of your own found. `print` shows the table, with `remarks` below it.
     """
 
     name: str
@@ -58,6 +58,24 @@ class Comparison:
         """The NTK's fitted rate."""
         return self.rates["ntk"][0]
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is told beside the table: a fitted rate that is further than four standard errors from −1/2."""
+        found = []
+        for kind, (slope, se) in self.rates.items() if len(self.widths) > 1 else ():
+            away = abs(slope + 0.5) / se if se > 0 else 0.0
+            if np.isfinite(away) and away > FAR:
+                why = (
+                    "the network may have parameters that the program lacks, or the widths are too small"
+                    if slope < -0.5
+                    else "the kernels may tend to another limit than the program's"
+                )
+                found.append(
+                    f"the {TITLES[kind]}'s rate {slope:.3f} is {away:.0f} standard errors from −1/2: {why}; compare "
+                    "parameters and variances with print(program), and take larger widths"
+                )
+        return tuple(found)
+
     def table(self) -> str:
         """Width, relative error of each kernel as mean ± sd over seeds, and the fitted rates."""
         seeds = self.errors["ntk"].shape[1]
@@ -72,6 +90,7 @@ class Comparison:
         if len(self.widths) > 1:
             cells = [f"{fixed(slope, 3)} ± {fixed(se, 3)}" for slope, se in self.rates.values()]
             lines.append(f"{row('rate', cells)}   (theory: −1/2)")
+        lines += self.remarks
         return "\n".join(lines)
 
     __str__ = __repr__ = table

@@ -101,31 +101,57 @@ def expected(program: Program, width: int, convention: str) -> list[Expected]:
     return found
 
 
-def matched(program: Program, ours: Sequence[Expected], f: Any, params: Any, x: Any) -> dict[str, str] | None:
+@dataclass(frozen=True)
+class Match:
+    """Which array of the model is which parameter, by the parameter's name; what has no counterpart in the other."""
+
+    paths: dict[str, str]
+    arrays: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+
+
+def matched(program: Program, ours: Sequence[Expected], f: Any, params: Any, x: Any) -> Match | None:
     """An assignment of the model's arrays to the program's parameters under which both are the same function at `x`.
 
-    The paths of the arrays by the program's names; None where there is no such assignment among those that are tried:
-    arrays in the model's order first, then exchanged among those of one shape. Both functions take Gaussian numbers in
-    place of the model's, so that an array of zeros hides nothing. Of a model of k rows the first is looked at.
+    None where there is no such assignment among those that are tried: arrays in the model's order first, then exchanged
+    among those of one shape. Both functions take Gaussian numbers in place of the model's, so that an array of zeros
+    hides nothing. Where one of them has more, the rest are at 0, or in the model as it holds them, and are told. Of a
+    model of k rows the first is looked at.
     """
     leaves, rebuilt = named_leaves(params)
     numbers = {path: _number(path, leaf) for path, leaf in leaves.items()}
     run = jax.jit(lambda theta: apply(program, theta, x))
     model = jax.jit(lambda leaves: f(rebuilt(leaves), x))
+    zeros = {one.name: jnp.zeros(one.shape, x.dtype if hasattr(x, "dtype") else x[0].dtype) for one in ours}
     layouts = LAYOUTS if any(not isinstance(o.parameter, Bias) and o.parameter.window for o in ours) else LAYOUTS[:2]
-    orders = [itertools.islice(_assignments(ours, leaves, layout), TRIES) for layout in layouts]
-    for tried in itertools.chain.from_iterable(itertools.zip_longest(*orders)):
-        if tried is None:
-            continue
-        layout, names = tried
-        # What the program holds at 0 stays what it is in the model.
-        given = {**numbers, **{names[one.name]: leaves[names[one.name]] for one in ours if not one.scale}}
-        mine, y = run({one.name: one.theta(one.brought(given[names[one.name]], layout)) for one in ours}), model(given)
-        y = y[..., 0] if y.ndim > mine.ndim else y
-        size = float(jnp.abs(y).max())
-        if size > 0 and float(jnp.abs(mine - y).max()) <= CLOSE * size:
-            return names
+    for kept in _kept(ours, len(leaves)):
+        orders = [itertools.islice(_assignments(kept, leaves, layout), TRIES) for layout in layouts]
+        for tried in itertools.chain.from_iterable(itertools.zip_longest(*orders)):
+            if tried is None:
+                continue
+            layout, names = tried
+            rest = tuple(path for path in leaves if path not in names.values())
+            # What the program holds at 0 stays what it is in the model.
+            given = {**numbers, **{names[one.name]: leaves[names[one.name]] for one in kept if not one.scale}}
+            mine = run(zeros | {o.name: o.theta(o.brought(given[names[o.name]], layout)) for o in kept})
+            for others in [{}] if not rest else [{p: leaves[p] for p in rest}, {p: 0 * leaves[p] for p in rest}]:
+                y = model({**given, **others})
+                y = y[..., 0] if y.ndim > mine.ndim else y
+                size = float(jnp.abs(y).max())
+                if size > 0 and float(jnp.abs(mine - y).max()) <= CLOSE * size:
+                    return Match(names, rest, tuple(one.name for one in ours if one not in kept))
     return None
+
+
+def _kept(ours: Sequence[Expected], count: int) -> Iterator[Sequence[Expected]]:
+    """The parameters that may be in a model of so many arrays: all of them, else all but one or two biases."""
+    if len(ours) <= count:
+        yield ours
+    biases = [one for one in ours if isinstance(one.parameter, Bias) and not one.mean]
+    for left_out in (1, 2):
+        for out in itertools.combinations(biases, left_out):
+            if len(ours) - left_out <= count:
+                yield [one for one in ours if one not in out]
 
 
 def _number(path: str, leaf: Array) -> Array:
@@ -149,9 +175,8 @@ def named_leaves(params: Any) -> tuple[Arrays, Callable[[Arrays], Any]]:
 def _assignments(
     ours: Sequence[Expected], leaves: Mapping[str, Array], layout: Layout
 ) -> Iterator[tuple[Layout, dict[str, str]]]:
-    """A path for each parameter, each array once: in their own order first, then with two exchanged, then with more."""
-    if len(leaves) != len(ours):
-        return
+    """A path for each parameter, each array once: in their own order first, then with two exchanged, or one by
+    an array that nothing has, then with more."""
     fits = [tuple(path for path, leaf in leaves.items() if one.brought(leaf, layout) is not None) for one in ours]
 
     def chosen(place: int, before: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -170,6 +195,12 @@ def _assignments(
         for i, j in itertools.combinations(range(len(ours)), 2):
             if paths[j] in fits[i] and paths[i] in fits[j]:
                 exchanged = tuple({i: paths[j], j: paths[i]}.get(k, path) for k, path in enumerate(paths))
+                if exchanged not in seen:
+                    seen.add(exchanged)
+                    waiting.append(exchanged)
+        for i, path in itertools.product(range(len(ours)), leaves):
+            if path in fits[i] and path not in paths:
+                exchanged = (*paths[:i], path, *paths[i + 1 :])
                 if exchanged not in seen:
                     seen.add(exchanged)
                     waiting.append(exchanged)

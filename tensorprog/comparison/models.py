@@ -12,7 +12,8 @@ import numpy as np
 
 from tensorprog import empirical
 from tensorprog.comparison.arguments import as_given
-from tensorprog.comparison.matching import Expected, expected, matched, named_leaves
+from tensorprog.comparison.matching import LAYOUTS, Expected, Match, expected, matched, named_leaves
+from tensorprog.empirical.arguments import warn_of_batches
 from tensorprog.errors import bad_argument
 from tensorprog.interpret.finite import apply, init
 from tensorprog.interpret.system import parameter_weights
@@ -86,7 +87,8 @@ def check_same(finite: Finite, program: Program, width: int, convention: str, x:
     """That model and program compute the same thing at one width.
 
     Where the model's arrays can be told to be the program's parameters, by trying, both are the same function; then
-    the arrays' means, second moments and correlations over `CHECKED` draws must be the parameters'. Elsewhere the
+    the arrays' means, second moments and correlations over `CHECKED` draws must be the parameters', and neither may
+    have one that the other has not. Elsewhere the
     second moment of the outputs and the NTK, means over `CHECKED` networks of each, must agree within `FAR` standard
     errors of their difference.
 
@@ -103,11 +105,46 @@ def check_same(finite: Finite, program: Program, width: int, convention: str, x:
     jax.eval_shape(draw, jax.random.key(0))  # what is no model of these outputs is told first
     f, params = finite(width, jax.random.key(0))
     ours = expected(program, width, convention)
-    found = matched(program, ours, f, _cast(params, x[0].dtype), as_given(x))
+    params = _cast(params, x[0].dtype)
+    warn_of_batches(f, params, as_given(x), stacklevel=4)
+    found = matched(program, ours, f, params, as_given(x))
     if found is None:
-        return _check_means(draw, own_network(program, width, convention, x), width, convention)
-    _check_law(finite, ours, found, width)
+        means = _check_means(draw, own_network(program, width, convention, x), width, convention)
+        return f"{means}{_strangers(ours, params)}"
+    _refuse_strangers(found, program)
+    _check_law(finite, ours, found.paths, width)
     return f"finite is the program: the same function at width {width}, with the same means and variances of arrays"
+
+
+def _refuse_strangers(found: Match, program: Program) -> None:
+    """Refuse parameters that one of the two has and the other has not: their terms are in one NTK alone."""
+    if found.arrays:
+        many = "have no counterpart" if len(found.arrays) > 1 else "has no counterpart"
+        raise bad_argument(
+            "finite", f"it is the program but for {', '.join(found.arrays)}, which {many} in the program and would be "
+            "trained", "add it to the program, a bias of the output as v @ h + tp.bias('c', 1, var=…) of the variance "
+            "it starts with (a small one for 0), or leave it out of the model (use_bias=False); an array that is not "
+            "trained belongs into the function, not into params",
+        )  # fmt: skip
+    if found.parameters:
+        raise bad_argument(
+            "finite", f"it is the program but for {', '.join(found.parameters)}, which has no counterpart in the model",
+            f"add it to the model, or leave it out of {program.structure.name}",
+        )  # fmt: skip
+
+
+def _strangers(ours: Sequence[Expected], params: Any) -> str:
+    """Words on arrays that have the shape of no parameter: where arrays can't be told, a difference may be too small
+    for means of networks."""
+    leaves, _ = named_leaves(params)
+    fit = lambda leaf: any(one.brought(leaf, layout) is not None for one in ours for layout in LAYOUTS)
+    odd = [path for path, leaf in leaves.items() if not fit(leaf)]
+    if not odd:
+        return ""
+    return (
+        f"\nno parameter of the program has the shape of {', '.join(odd)}: if one of these has no counterpart, add it "
+        "to the program (an output's bias as tp.bias('c', 1)), since means may not tell"
+    )
 
 
 def _check_law(finite: Finite, ours: Sequence[Expected], found: dict[str, str], width: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
+
+from tensorprog.errors import KernelWarning
+from tensorprog.program import is_concrete
 
 
 def function_of(f: Any) -> Callable[[Any, Any], Any]:
@@ -141,6 +145,62 @@ def output_shape(f: Callable[[PyTree], Any], x: PyTree) -> tuple[int, ...]:
         if math.prod(out.shape) == 0:
             raise ValueError(f"f must return at least one output an example, got shape {out.shape}.")
     return out.shape[1:]
+
+
+def warn_of_batches(f: Callable[[Any, Any], Any], params: PyTree, x: PyTree, stacklevel: int = 4) -> None:
+    """Say so where f draws, or mixes the examples of a batch: its kernel is taken at one example at a time.
+
+    f is called on one example twice, on another, and on both together, which agree up to rounding where it does
+    neither. Nothing is said of what is traced.
+    """
+    floats = [leaf for leaf in jax.tree.leaves(params) if _is_trained(leaf)]
+    if not all(map(is_concrete, (*floats, *jax.tree.leaves(x)))):
+        return
+    first, second = jax.tree.map(lambda leaf: leaf[:1], x), jax.tree.map(_another, x)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+    params = jax.tree.map(_seen, params)
+    with jax.default_matmul_precision("highest"):
+        found = [f(params, z) for z in (first, first, second, both)]
+    if not all(map(is_concrete, found)):  # f reads what is being traced
+        return
+    eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in (found[0], *floats))
+    once, again, other, together = (np.asarray(y, np.float64) for y in found)
+    alone = np.concatenate([once, other])
+    scale = np.nanmax(np.abs([alone, together]), initial=0.0)
+    apart = lambda a, b: not np.allclose(a, b, rtol=0.0, atol=eps**0.5 * scale + 100 * eps, equal_nan=True)
+    one_at_a_time = "The kernel is that of f(params, x[None])[0], one example at a time."
+    if apart(once, again):
+        warnings.warn(
+            f"f draws random numbers: two calls with the same arguments differ. {one_at_a_time} Pass the model as it"
+            " is used after training: deterministic=True for dropout, inference mode"
+            " (eqx.nn.inference_mode, model.eval()).",
+            KernelWarning,
+            stacklevel=stacklevel,
+        )
+    elif apart(alone, together):
+        share = np.nanmax(np.abs(alone - together)) / scale
+        warnings.warn(
+            f"f mixes the examples of a batch: f(params, x[:2]) is {100 * share:.2g} % off f of each of the two, as"
+            f" with batch statistics, or dropout under one key. {one_at_a_time} Pass the model as it is used after"
+            " training: use_running_average=True for batch normalisation, deterministic=True for dropout, inference"
+            " mode (eqx.nn.inference_mode, model.eval()).",
+            KernelWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def _another(leaf: Array) -> Array:
+    """An example to stand beside the first: the second if it is another, else the first turned around, which has its
+    values, so that tokens stay in their vocabulary."""
+    if len(leaf) > 1 and is_concrete(leaf) and bool((leaf[0] != leaf[1]).any()):
+        return leaf[1:2]
+    turned = jnp.flip(leaf[:1], tuple(range(1, leaf.ndim)))
+    return turned * 0.5 + 0.25 if jnp.issubdtype(leaf.dtype, jnp.floating) else turned
+
+
+def _seen(leaf: Any) -> Any:
+    """An array of zeros, as heads and biases start, hides what stands before it."""
+    return jnp.full_like(leaf, 0.1) if _is_trained(leaf) and not np.asarray(leaf).any() else leaf
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from tensorprog.empirical.arguments import (
     output_axes,
     output_shape,
     seeds_of,
+    warn_of_batches,
 )
 from tensorprog.empirical.blocks import mirror
 from tensorprog.empirical.contraction import einsum
 from tensorprog.empirical.kernels import ntk
-from tensorprog.empirical.programs import data_of, each_output, has_copies, readout_variances
+from tensorprog.empirical.programs import OneByOne, data_of, each_output, has_copies, readout_variances
 from tensorprog.errors import bad_argument
 from tensorprog.ir import VectorType
 from tensorprog.program import Program
@@ -78,6 +79,8 @@ def nngp(
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds_of(seeds)))
     shape = output_shape(lambda x: f(draw(jax.random.key(0)), x), x1)
     axes = output_axes(shape, -1)
+    if not isinstance(f, OneByOne):
+        warn_of_batches(f, draw(jax.random.key(0)), x1)
     sizes = axes.size("kept", shape), axes.size("traced", shape)
 
     def gram(key: Array, x1: PyTree, x2: PyTree | None) -> Array:
@@ -121,6 +124,6 @@ def _nngp_of_program(program: Program, params: PyTree, x1: Any, x2: Any, *, batc
             return y + t.astype(y.dtype) * f({**params, **jax.tree.map(jnp.zeros_like, readouts)}, x)
 
         axes = -1 if has_copies(type_) else ()
-        return ntk(affine, (readouts, t), x1, x2, trace_axes=axes, lr=(variances, 1.0), batch_size=batch_size)
+        return ntk(OneByOne(affine), (readouts, t), x1, x2, trace_axes=axes, lr=(variances, 1.0), batch_size=batch_size)
 
     return each_output(program, kernel)

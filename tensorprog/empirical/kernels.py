@@ -21,10 +21,11 @@ from tensorprog.empirical.arguments import (
     output_shape,
     partition,
     paths_of,
+    warn_of_batches,
 )
 from tensorprog.empirical.blocks import blocked, length
 from tensorprog.empirical.plan import Method, Plan, Problem, chosen, explained
-from tensorprog.empirical.programs import data_of, each_output, has_copies, learning_rates
+from tensorprog.empirical.programs import OneByOne, data_of, each_output, has_copies, learning_rates
 from tensorprog.ir import VectorType
 from tensorprog.program import Program
 
@@ -85,7 +86,7 @@ def ntk(
     wide network are independent copies, and T of them estimate the same number.
 
     `f` is taken **one example at a time**, as f(params, x[None])[0] under `jax.vmap`: what it does across the examples
-    of a batch (batch normalisation in training mode) is not seen.
+    of a batch (batch normalisation in training mode) is not seen, and told in a `KernelWarning`, as is what draws.
 
     **Arguments:**
 
@@ -228,6 +229,8 @@ def _task(
     theta, merge = partition(params)
     shape = output_shape(lambda x: f(params, x), x1)
     named = output_axes(shape, **axes)
+    if not isinstance(f, OneByOne):
+        warn_of_batches(f, params, x1)
 
     def outputs(theta: list[Array], x: PyTree) -> Array:
         return named.laid_out(at_one(f, merge(theta), x))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,6 +16,16 @@ from tensorprog.ir import Parameter, VectorType, is_readout
 from tensorprog.program import Program, is_concrete
 
 Function = Callable[[Any, Any], Array]
+
+
+@dataclass(frozen=True)
+class OneByOne:
+    """A function (params, x) -> outputs of a program, which takes each example by itself and draws nothing."""
+
+    fn: Function
+
+    def __call__(self, params: Any, x: Any) -> Array:
+        return self.fn(params, x)
 
 
 def outputs_of(program: Program) -> list[tuple[Function, VectorType | None]]:
@@ -30,7 +41,7 @@ def outputs_of(program: Program) -> list[tuple[Function, VectorType | None]]:
             y = found if structure.single else found[index]
             return y if structure.inputs else jnp.broadcast_to(y, (len(x[0]), *y.shape))
 
-        return one
+        return OneByOne(one)
 
     types = [structure.types[position] for position in structure.outputs]
     return [(output(i), type_ if isinstance(type_, VectorType) else None) for i, type_ in enumerate(types)]

@@ -6,8 +6,6 @@ view meets an activation in a product (`uses`), the result is *cut*: y + ε with
 
 - `DIRECT`: it is added to, multiplied with or put beside activations. Its derivative is that activation's, no larger.
 - `WHOLE`: any other function of it.
-
-The one file that uses `jax.extend`.
 """
 
 from __future__ import annotations
@@ -19,12 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array
 
 from tensorprog.empirical import uses
 from tensorprog.empirical.uses import Left, Use
 from tensorprog.empirical.views import View
+from tensorprog.jaxprs import ClosedJaxpr, Jaxpr, Literal, evaluated
 
 DIRECT, WHOLE = 1, 2
 
@@ -121,15 +119,10 @@ def _equation(jaxpr: Jaxpr, equation: Any, values: list[Value], tape: Tape) -> l
 
 
 def _plain(jaxpr: Jaxpr, equation: Any, values: Sequence[Value]) -> list[Value]:
-    """The equation as it stands, with whatever derivative rules it has: a jaxpr of this one, evaluated."""
-    pairs = zip(equation.invars, values, strict=True)
-    seen = {atom: value.array for atom, value in pairs if not isinstance(atom, Literal)}
-    alone = jaxpr.replace(
-        constvars=[], invars=list(seen), outvars=equation.outvars, eqns=[equation], effects=equation.effects
-    )
+    """The equation as it stands."""
     active = any(value.active for value in values)
     uniform = equation.primitive.name in OF_UNIFORM and all(value.uniform for value in values)
-    arrays = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*seen.values())
+    arrays = evaluated(jaxpr, equation, [value.array for value in values])
     return [Value(array, active=active, uniform=uniform or jnp.size(array) == 1) for array in arrays]
 
 

@@ -19,10 +19,11 @@ from tensorprog.empirical.arguments import (
     multipliers_of,
     output_shape,
     partition,
+    warn_of_batches,
 )
 from tensorprog.empirical.blocks import examples, length
 from tensorprog.empirical.contraction import directed
-from tensorprog.empirical.programs import data_of, each_output, learning_rates
+from tensorprog.empirical.programs import OneByOne, data_of, each_output, learning_rates
 from tensorprog.program import Program
 
 #: Examples that go through the network at a time, where `batch_size` does not say otherwise.
@@ -76,6 +77,8 @@ def ntk_vector_product(
     theta, merge = partition(params)
     multipliers = multipliers_of(lr, params)
     shape = output_shape(lambda x: f(params, x), x1)
+    if not isinstance(f, OneByOne):
+        warn_of_batches(f, params, x1)
     v = _vector(v, (length(x1 if x2 is None else x2), *shape))
     limit = batch_limit(batch_size, BATCH)
 

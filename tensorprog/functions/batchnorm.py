@@ -85,7 +85,8 @@ def normalises(function: Function) -> bool:
             return True
         case Partial(Opaque(_, BatchNorm()), (), (("eps", Opaque(_, value)),)):
             return isinstance(value, int | float) and value == 0
-    return False
+        case _:
+            return False
 
 
 def sides(form: Form | None, numbers: Numbers = ()) -> Sides | None:
@@ -209,6 +210,23 @@ def cross_tangent_error(
     """`cross_tangent`, and a bound of its error. It is large (1e-4) where both batches are the same four examples."""
     S1, S2, X, T = _floating(S1, S2, X, T)
     return _bounded(_cross_tangent_sums(phi, psi), (S1, S2), (X, T), angle=5 * ANGLE)
+
+
+def reach(S: Float[ArrayLike, "*n B B"], phi: Sides) -> Float[Array, "*n"]:
+    """r(S) such that sum_ij |E[d_i F_k(h) d_j H_l(hbar)]| <= r(S) r(S') for every k, l: how far a tangent reaches.
+
+    With u = g/|g| the derivative is J = phi' sqrt(B)/|g| (I - 11^T/B - u u^T). Rows of a projection have norms of at
+    most 1, hence absolute sums of at most sqrt(B); E B/|g|^2 is the trace of E J J^T at phi = id over that of the
+    projection, B - 2. The product follows by Cauchy-Schwarz.
+
+    **Returns:** nan where S has fewer than three `dimensions`.
+    """
+    (S,) = _floating(S)
+    B = S.shape[-1]
+    eye = jnp.broadcast_to(jnp.eye(B, dtype=S.dtype), S.shape)
+    squares = jnp.trace(same_tangent(S, eye, IDENTITY), axis1=-2, axis2=-1) / max(1, B - 2)
+    steepest = jnp.maximum(jnp.abs(phi.above), jnp.abs(phi.below))
+    return steepest * math.sqrt(B) * jnp.sqrt(jnp.maximum(squares, 0.0))
 
 
 # ---- batches of matrices --------------------------------------------------------------------------------------------

@@ -58,7 +58,8 @@ class Wave:
                 return [(1.0, other)]
             case _, "exp" if not other.k:
                 return [(1.0, self)]
-        return None
+            case _:
+                return None
 
     def mean_less_one(self, a: Array) -> Any:
         """E (wave - wave at 0)."""
@@ -135,7 +136,8 @@ def covariance(one: Wave, two: Wave, a: Array, b: Array, c: Array) -> Any:
             return jnp.exp(level) * jnp.sin(cross)
         case "exp", "cos":
             return -2 * jnp.exp(level) * jnp.sin(0.5 * cross) ** 2
-    return 0.0  # sin and cos: opposite parity
+        case _:
+            return 0.0  # sin and cos: opposite parity
 
 
 def wave(kind: Kind, k: float = 1.0) -> Exponential:

@@ -1,77 +1,29 @@
-"""Joint expectations: functions of several dependent Gaussians, by tensor rules.
+"""Joint expectations: functions of two dependent Gaussians of one input, by even grids.
 
-E F(z) F̄(z) for z ~ N(0, Σ) of up to four coordinates. One and two are summed over an even grid, which oscillating and
-kinked functions need: smooth ones converge geometrically all the same, since the Gaussian vanishes at the ends. More
-coordinates take Gauss-Hermite nodes. Coarser rules beside the finest estimate the error; on even grids its third does:
-with the step goes the error of jumps, which converge most slowly. Frequencies too high for all grids alike go unseen.
+E F(z) F̄(z) for z ~ N(0, Σ) of one coordinate or two. The finest grid is the value; coarser ones bound its error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import product
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.functions.breaks import refuse_jumps
+from tensorprog.functions.grids import REACH, apart, chosen, unseen
 
 Array = jax.Array
-EVEN, COARSER = 360, 3
-"""Nodes an axis of an even grid, and the step of the coarser ones that it consists of."""
-REACH = 12.0
-"""Where an even grid ends, in deviations: the Hermite functions of degree 47, √φ h₄₇, are below 1e-15 there."""
-HERMITE = {3: (32, 24), 4: (24, 18)}
-"""Gauss-Hermite nodes an axis of the fine and the coarse rule, by the number of Gaussians."""
+EDGE, OUTSIDE = 1.0, 50.0
+"""How wide the end of a grid is, in deviations, and how much more than there is beyond it at most."""
 
 
 Motion = tuple[Array, Array, Array]
 """How Gaussians move as their covariance does: what `motion` returns."""
-
-
-class Rule(NamedTuple):
-    """Nodes (m, K) and weights (rules, m): those of the finest first, then of coarser ones."""
-
-    nodes: np.ndarray
-    weights: np.ndarray
-
-
-def even_grid() -> tuple[np.ndarray, np.ndarray]:
-    """An axis of the even grid, and N(0, 1)'s weights. It is symmetric, so that jumps at 0 cost nothing; of its three
-    coarser grids one is symmetric too, and so another one of any function, even or odd."""
-    z = (2 * np.arange(EVEN) + 1 - EVEN) * REACH / EVEN
-    weights = np.exp(-(z**2) / 2)
-    return z, weights / weights.sum()
-
-
-def _tensor(axes: list[np.ndarray]) -> np.ndarray:
-    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
-
-
-@lru_cache(maxsize=4)
-def rule(size: int) -> Rule:
-    """The rule for so many Gaussians, without nodes that no double precision sum sees."""
-    if size in HERMITE:
-        sets = []
-        for count in HERMITE[size]:
-            points, weights = np.polynomial.hermite_e.hermegauss(count)
-            sets.append((_tensor([points] * size), _tensor([weights / weights.sum()] * size).prod(-1)))
-        (fine, first), (coarse, second) = sets
-        nodes = np.concatenate([fine, coarse])
-        table = np.stack([np.pad(first, (0, len(second))), np.pad(second, (len(first), 0))])
-    else:
-        z, weights = even_grid()
-        nodes, whole = _tensor([z] * size), _tensor([weights] * size).prod(-1)
-        places = _tensor([np.arange(EVEN) % COARSER] * size)
-        offsets = product(range(COARSER), repeat=size)
-        parts = [np.where((places == offset).all(-1), whole, 0.0) for offset in offsets]
-        table = np.stack([whole, *(part / part.sum() for part in parts)])
-    keep = table.max(0) > 1e-22
-    return Rule(nodes[keep], table[:, keep])
 
 
 @dataclass(frozen=True)
@@ -136,13 +88,15 @@ class Onto:
         return self.fn(jnp.zeros(self.count, z.dtype).at[jnp.asarray(self.slots)].set(z[: len(self.slots)]), numbers)
 
 
-def joint(left: Callable[..., Any], right: Callable[..., Any] | None, cov: Array, numbers: Any) -> tuple[Array, Array]:
-    """(value, error estimate) of E left(z) right(z), z ~ N(0, cov), cov (…, K, K).
+def joint(
+    left: Callable[..., Any], right: Callable[..., Any] | None, cov: Array, numbers: Any, *, bounds: bool = True
+) -> tuple[Array, Array]:
+    """(value, bound of its error) of E left(z) right(z), z ~ N(0, cov), cov (…, K, K) with K of 1 or 2.
 
     `left` and `right` are static and hashable, fn(z, numbers) with z (K,). Derivatives in cov as in `motion`: they take
-    one derivative of the functions, so that these may have kinks, but no jumps.
+    one derivative of the functions, so that these may have kinks, but no jumps. Without `bounds`, rounding alone.
     """
-    return _expectation(Plain(Product(left, right)), cov, spread(numbers, cov.shape[:-2]), ())
+    return _expectation(Plain(Product(left, right)), bounds, cov, spread(numbers, cov.shape[:-2]), ())
 
 
 def spread(numbers: Any, shape: tuple[int, ...]) -> tuple[Array, ...]:
@@ -150,26 +104,48 @@ def spread(numbers: Any, shape: tuple[int, ...]) -> tuple[Array, ...]:
     return tuple(jnp.broadcast_to(n, shape) for n in numbers)
 
 
-def disagreement(fn: Callable[..., Any], cov: Array, numbers: Any) -> Array:
-    """How far the rules are apart for E fn(z)², relative to it: (…)."""
-    fine, apart, _ = _by_rule(Plain(Product(fn, fn)), cov, (spread(numbers, cov.shape[:-2]), ()))
-    return apart / jnp.where(fine > 0, fine, 1.0)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _expectation(h: Callable[..., Any], cov: Array, numbers: Any, held: Any) -> tuple[Array, Array]:
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _expectation(h: Callable[..., Any], bounds: bool, cov: Array, numbers: Any, held: Any) -> tuple[Array, Array]:
     """`numbers` and `held` are trees of arrays, for each covariance; nothing that moves is in `held`."""
-    fine, apart, size = _by_rule(h, cov, (numbers, held))
-    return fine, apart + 64 * jnp.finfo(cov.dtype).eps * size
+    lead, size = cov.shape[:-2], cov.shape[-1]
+    given = numbers, held
+
+    def one(item: Any) -> tuple[Array, Array]:
+        matrix, own = item
+        values, vectors = jnp.linalg.eigh(matrix)
+        root = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
+
+        at_node = lambda y: h(matmul(root, y), own)
+
+        def on_grid(grid: tuple[Array, Array, Array]) -> tuple[Array, ...]:
+            nodes, weights, step = grid
+            z = jnp.stack(jnp.meshgrid(*[nodes] * size, indexing="ij"), -1)
+            whole = weights if size == 1 else weights[:, None] * weights
+            along = at_node
+            for _ in range(size):
+                along = jax.vmap(along)
+            terms = jnp.where(whole > 0, whole * along(z), 0.0)
+            sizes = jnp.abs(terms)
+            outer = jnp.where((jnp.abs(z) > REACH - EDGE).any(-1), sizes, 0.0).sum()
+            highest = z.reshape(-1, size)[jnp.argmax(sizes)]
+            return terms.sum(), sizes.sum(), outer, highest, sizes.max() / step**size
+
+        found, sizes, outer, highest, seen = jax.lax.map(on_grid, chosen(bounds, cov.dtype))
+        error = apart(found) + OUTSIDE * outer[0] + 64 * jnp.finfo(cov.dtype).eps * sizes[0]
+        return found[0], error + unseen(at_node, highest[0], seen.max()) if bounds else error
+
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(lead) :]), (cov, given))
+    value, error = (x.reshape(lead) for x in jax.lax.map(one, flat, batch_size=min(8, flat[0].shape[0])))
+    return value, jnp.where(jnp.isfinite(value) & ~jnp.isnan(error), error, jnp.inf)
 
 
 @_expectation.defjvp
-def _expectation_jvp(h: Callable[..., Any], primals: Any, tangents: Any) -> Any:
+def _expectation_jvp(h: Callable[..., Any], bounds: bool, primals: Any, tangents: Any) -> Any:
     cov, numbers, held = primals
     refuse_jumps(h, cov, (numbers, held))
-    value, error = _expectation(h, cov, numbers, held)
+    value, error = _expectation(h, bounds, cov, numbers, held)
     cov, numbers, held, total = moves(cov, motion(cov, tangents[0]), numbers, tangents[1], held)
-    slopes, _ = _expectation(Moved(h), cov, numbers, held)
+    slopes, _ = _expectation(Moved(h), False, cov, numbers, held)
     return (value, error), (total(slopes), jnp.zeros_like(error))
 
 
@@ -249,24 +225,3 @@ def _pseudo_inverse_jvp(primals: Any, tangents: Any) -> Any:
     turned = matmul(matmul(matmul(pseudo, pseudo), dcov), beside)
     moved = -matmul(matmul(pseudo, dcov), pseudo) + turned + jnp.swapaxes(turned, -1, -2)
     return pseudo, moved
-
-
-def _by_rule(h: Callable[..., Any], cov: Array, given: Any) -> tuple[Array, Array, Array]:
-    """(E h, how far coarser rules are from it, E |h|), a few covariances at a time to bound memory."""
-    lead, size = cov.shape[:-2], cov.shape[-1]
-    nodes, table = rule(size)
-    z, weights = jnp.asarray(nodes, cov.dtype), jnp.asarray(table, cov.dtype)
-    closer = 1 if size in HERMITE else COARSER
-
-    def one(item: Any) -> tuple[Array, Array, Array]:
-        matrix, own = item
-        values, vectors = jnp.linalg.eigh(matrix)
-        coordinates = matmul(z, (vectors * jnp.sqrt(jnp.maximum(values, 0.0))).T)
-        h_values = jax.vmap(lambda y: h(y, own))(coordinates)
-        found = matmul(weights, h_values)
-        return found[0], jnp.abs(found[1:] - found[0]).max() / closer, weights[0] @ jnp.abs(h_values)
-
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(lead) :]), (cov, given))
-    found = jax.lax.map(one, flat, batch_size=min(16, flat[0].shape[0]))
-    value, apart, absolute = (x.reshape(lead) for x in found)
-    return value, apart, absolute

@@ -184,7 +184,8 @@ def _given(node: Node) -> Any:
             return array if shape else float(array)
         case Items(_, tuple() as items):
             return [_given(item) for item in items]
-    raise TypeError(f"no argument of a closed form: {node}")
+        case _:
+            raise TypeError(f"no argument of a closed form: {node}")
 
 
 def shown() -> tuple[Callable[[Any], Any], ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import assert_never
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from tensorprog.functions.base import elementwise
 from tensorprog.functions.batch_integrals import Sides
 from tensorprog.functions.batchnorm import IDENTITY, normalises, sides
 from tensorprog.interpret.linear import Linear
-from tensorprog.ir import Nonlin
+from tensorprog.ir import Leaf, MatMul, Nonlin, ScalarResult, SiteLinear
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,10 @@ def block(linear: Linear, position: int, known: Mapping[int, Block | None]) -> B
             if inner is None or phi is None or inner.phi != IDENTITY or linear.sites(below) != linear.sites(position):
                 return None
             return Block(inner.h, phi, inner.sites)
-        case _:
+        case Leaf() | MatMul() | SiteLinear() | Nonlin() | ScalarResult():
             return None
+        case never:
+            assert_never(never)
 
 
 def _mean_drops_out(linear: Linear, h: int, sites: np.ndarray) -> bool:

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tensorprog.program import is_concrete
 
 Array = jax.Array
 
@@ -55,6 +59,17 @@ class Buffer:
 
 Result = tuple[Array, Array | None, Array | None, Array | None]
 """A rule's value, tangent, error and the tangent's error; None where it is 0 or not asked for."""
+
+
+def stated(value: Array, error: Array) -> Array:
+    """A bound or a standard error as users are given it: 0 or more, infinite where nothing is known, never NaN.
+
+    Nothing is known where carrying bounds met ∞ · 0, and of a value that is NaN, which only goes out inside a
+    transformation: elsewhere such values are refused.
+    """
+    found = jnp.where(jnp.isnan(value) | jnp.isnan(error), jnp.inf, error)
+    assert not is_concrete(found) or (np.asarray(found) >= 0).all(), "what a value may be off by is no negative number"
+    return found
 
 
 def one_input(context: Context, buffer: Buffer, rows: Any, side: str) -> tuple[Array, Array | None]:

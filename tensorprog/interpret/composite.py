@@ -17,8 +17,9 @@ import numpy as np
 from tensorprog.errors import NotIntegrated
 from tensorprog.functions.base import IDENTITY, ONE, Elementwise, elementwise, product, shifted
 from tensorprog.functions.frozen import Function, freeze
+from tensorprog.functions.separation import Factor, separated
 from tensorprog.interpret.linear import Ids, Linear
-from tensorprog.ir import Coef, Gather, LinComb, Moment, Nonlin, Sites, SiteSum
+from tensorprog.ir import Coef, Gather, Inner, Leaf, LinComb, MatMul, Moment, Nonlin, ScalarFn, Sites, SiteSum
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,19 @@ def factors(expr: Expr) -> list[Expr]:
 def multiply(parts: Sequence[Expr]) -> Expr | None:
     """The product of expressions; None for the empty product."""
     return reduce(lambda a, b: Call(MULTIPLY, (a, b)), parts) if parts else None
+
+
+def expanded(expr: Expr, most: int) -> list[Expr]:
+    """An expression as a sum of at most so many products, by its own sums and products; else as it is."""
+    match expr:
+        case Call(fn=fn, args=(left, right)) if fn == MULTIPLY:
+            found = [Call(MULTIPLY, (a, b)) for a in expanded(left, most) for b in expanded(right, most)]
+        case Sum(terms=terms, constants=constants) if slots(expr) and len(terms) > 1:
+            scaled = [e if v is None else Call(MULTIPLY, (v, e)) for v, e in terms]
+            found = [*(t for e in scaled for t in expanded(e, most)), *constants]
+        case _:
+            found = [expr]
+    return found if len(found) <= most else [expr]
 
 
 @dataclass(frozen=True)
@@ -267,9 +281,16 @@ class _Composer:
                 Nonlin(fn=fn, numbers=numbers, vectors=vectors, scalars=scalars)
                 | Moment(fn=fn, numbers=numbers, vectors=vectors, scalars=scalars)
             ):
-                args = [self.expr(v, linear.broadcast(v, shape)[sites]) for v in vectors]
-                args += [self.value(Coef(1.0, (ref,)), shape, sites) for ref in scalars]
-                return Call(fn, tuple(args), tuple(self.number(linear.number(n, ())) for n in numbers))
+                own = tuple(self.number(linear.number(n, ())) for n in numbers)
+                given = tuple(self.value(Coef(1.0, (ref,)), shape, sites) for ref in scalars)
+                gaussian = tuple(map(linear.gaussian, vectors))
+                held = tuple(linear.structure.number_sites[n.index] for n in numbers)
+                products = separated(fn, gaussian, len(scalars), held) if len(vectors) > 1 else None
+                if products is None:
+                    args = tuple(self.expr(v, linear.broadcast(v, shape)[sites]) for v in vectors)
+                    return Call(fn, (*args, *given), own)
+                parts = [[self.factor(f, vectors, shape, sites, given, own) for f in term] for term in products]
+                return Sum(tuple((None, multiply(part)) for part in parts)) if len(parts) > 1 else multiply(parts[0])
             case LinComb(terms=terms, constants=constants):
                 return self.combination(terms, constants, shape, sites)
             case Gather(xs=xs, source=source):
@@ -278,8 +299,32 @@ class _Composer:
                 below, _ = linear.summed(position, x, axes, sites[:, None], 1)
                 parts = [(None, self.expr(x, below[:, k])) for k in range(below.shape[1])]
                 return Sum(tuple(parts))
-            case _:
-                raise AssertionError(f"instruction {position} is no vector")
+            case Leaf() | MatMul() | Inner() | ScalarFn():
+                raise AssertionError(f"instruction {position} is no function of Gaussians")
+            case never:
+                assert_never(never)
+
+    def factor(
+        self,
+        factor: Factor,
+        vectors: tuple[int, ...],
+        shape: Sites,
+        sites: np.ndarray,
+        scalars: tuple[Value, ...],
+        numbers: tuple[Value, ...],
+    ) -> Expr:
+        """A function of one of the vectors, or of a Gaussian that is a sum of some."""
+
+        def form(weights: Sequence[float]) -> Expr:
+            terms = tuple((Coef(w), v) for w, v in zip(weights, vectors, strict=True) if w != 0)
+            if len(terms) == 1:
+                return self.expr(terms[0][1], self.linear.broadcast(terms[0][1], shape)[sites])
+            return self.slot(self.linear.synthetic(LinComb(terms), shape), sites)
+
+        args = tuple(map(form, factor.forms))
+        if factor.fn is None:
+            return args[0]
+        return Call(factor.fn, (*args, *scalars), numbers) if factor.scalars else Call(factor.fn, args)
 
     def value(self, coef: Coef, shape: Sites, sites: np.ndarray) -> Value:
         ids = self.ask.coefficient(coef, shape)

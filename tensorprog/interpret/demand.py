@@ -9,6 +9,8 @@ of single sites never builds all pairs, and pooling does.
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import assert_never
 
 import numpy as np
 
@@ -18,8 +20,20 @@ from tensorprog.interpret.equations import UNIT, ZERO, Array, BatchEq, ImportEq,
 from tensorprog.interpret.expectations import Side, expectation_cells
 from tensorprog.interpret.linear import Ids, Linear, Term, elementwise
 from tensorprog.interpret.scalars import Scalars, scaled_form
-from tensorprog.interpret.terms import Terms, joined, linear_equation, whole
-from tensorprog.ir import BiasVector, Coef, Dim, InputVector, MatMul, Nonlin, Sites, Structure
+from tensorprog.interpret.terms import Terms, joined, linear_equation, outer, whole
+from tensorprog.ir import (
+    BiasVector,
+    Coef,
+    Dim,
+    InputVector,
+    Leaf,
+    MatMul,
+    Nonlin,
+    ScalarResult,
+    SiteLinear,
+    Sites,
+    Structure,
+)
 
 
 class Demand:
@@ -30,6 +44,7 @@ class Demand:
         self.linear = Linear(structure)
         self.same, self.cross = System("same"), System("cross")
         self.seeds = Seeds(self.linear)
+        self.outer = partial(outer, self.linear.monomials)
         self.functions: dict[int, list[tuple[Array, Composite]]] = {}
         self.imports: dict[tuple[str, int], int] = {}
         self.scalars = Scalars(self)
@@ -87,7 +102,16 @@ class Demand:
         function = [self.linear.nonlinear(w) for w in (u, v)]
         if not (all(gaussian) or (any(gaussian) and any(function))):
             return cells
-        parts = [whole(cells)]
+        table = system.table(("second", u, v), (self.linear.size(u), self.linear.size(v)))
+        missing = np.unique(np.stack([pu, pv])[:, table[pu, pv] < 0], axis=1)
+        if missing.shape[1]:
+            self.add_means(system, table, u, v, missing[0], missing[1])
+        return table[pu, pv]
+
+    def add_means(self, system: System, table: Array, u: int, v: int, pu: Array, pv: Array) -> None:
+        """Emit the equations of second moments that are not there yet; where no mean is added they are the moments."""
+        parts = [whole(self.moment(system, u, v, pu, pv))]
+        gaussian = [self.linear.gaussian(w) for w in (u, v)]
         if not any(self.linear.moving(w) for w in (u, v)):
             c = self.linear.constant(u, pu[:, None]) if gaussian[0] else []
             d = self.linear.constant(v, pv[:, None]) if gaussian[1] else []
@@ -96,18 +120,18 @@ class Demand:
             for constants, w, sites, side in ((d, u, pu, "left"), (c, v, pv, "right")):
                 if constants and not self.linear.gaussian(w):
                     means = self.imported(system, side, self.mean(w, sites))
-                    parts += [self.outer(means[:, None], 1, constant, len(pu)) for constant in constants]
+                    parts += [self.outer(means[:, None], 1, constant) for constant in constants]
         else:
             left = self.imported(system, "left", self.mean(u, pu))
             parts.append(whole(left, self.mean(v, pv)))
-        if len(parts) == 1:
-            return cells
         terms = joined(parts, len(pu))
-        if not terms[0].shape[1]:
-            return np.full(len(pu), ZERO)
-        out = system.new("second", u, v, pu, pv)
-        system.emit(linear_equation(out, terms, "right"), self.key(system, u, v))
-        return out
+        real = (terms[0] != ZERO) & (terms[1] != 0) & (terms[3] != ZERO)
+        table[pu, pv] = self.moment(system, u, v, pu, pv)
+        added = real.sum(1) > (table[pu, pv] != ZERO)
+        if added.any():
+            out = system.new("second", u, v, pu[added], pv[added])
+            table[pu[added], pv[added]] = out
+            system.emit(linear_equation(out, tuple(t[added] for t in terms), "right"), self.key(system, u, v))
 
     def one_sided(self, system: System, u: int, v: int, pu: Array, pv: Array, *, centred: bool) -> Terms:
         """The moment of a vector whose terms scalars multiply, u where it is one, else v, with the other left whole.
@@ -157,20 +181,12 @@ class Demand:
                 if constants and not self.linear.gaussian(term.atom):
                     means = self.imported(system, side, self.mean(term.atom, term.sites.reshape(-1)))
                     for constant in constants:
-                        parts.append(self.outer(means.reshape(term.sites.shape), term.coef, constant, count))
+                        parts.append(self.outer(means.reshape(term.sites.shape), term.coef, constant))
         for a in c:
             for b in d:
                 unit = np.full((count, np.shape(a)[1] if np.ndim(a) else 1), UNIT)
-                parts.append(self.outer(unit, a, b, count))
+                parts.append(self.outer(unit, a, b))
         return parts
-
-    def outer(self, cells: Array, a: Ids, b: Ids, count: int) -> Terms:
-        """Cells (P, r) with coefficients a (P, r) times b (P, r′): terms (P, r·r′)."""
-        a = np.broadcast_to(a, cells.shape)
-        b = np.broadcast_to(b, (count, np.shape(b)[1] if np.ndim(b) else 1))
-        coefs = self.linear.monomials.times(a[:, :, None], b[:, None, :]).reshape(count, -1)
-        wide = np.repeat(cells[:, :, None], b.shape[1], axis=2).reshape(count, -1)
-        return wide, coefs, np.zeros_like(coefs), np.full_like(wide, UNIT)
 
     def pair(self, system: System, a: Term, b: Term) -> Terms:
         """The moment of two terms of linear forms, all pairs of their summed sites."""
@@ -203,7 +219,7 @@ class Demand:
         if not a.opened and not b.opened:
             return self.centred(system, u, v, pu, pv)
         closed, opened = (v, u) if a.opened else (u, v)
-        if not self.innovation(opened) & linear.sources(closed):
+        if not linear.innovation(opened) & linear.sources(closed):
             return None
         if linear.nonlinear(closed) or linear.scaled(closed):
             return self.centred(system, u, v, pu, pv)
@@ -225,26 +241,17 @@ class Demand:
             minus = self.linear.monomials.add(-1.0, ())
             for constant in self.linear.constant(other, at[:, None]):
                 means = self.imported(system, side, self.mean(one, sites))
-                parts.append(self.outer(means[:, None], minus, constant, len(pu)))
+                parts.append(self.outer(means[:, None], minus, constant))
         return joined(parts, len(pu)) if len(parts) > 1 else parts[0]
-
-    def innovation(self, position: int) -> frozenset[tuple[str, int]]:
-        """The random thing that an opened atom is made of: independent of all that does not contain it."""
-        match self.linear.instructions[position]:
-            case MatMul(weight=weight):
-                return frozenset({("weight", weight)})
-            case BiasVector(bias=bias):
-                return frozenset({("bias", bias)})
-            case _:
-                return frozenset()
 
     def opened(self, system: System, u: int, v: int, pu: Array, pv: Array) -> Terms | None:
         """W x with W x̄: var · (the moment of x, x̄). A bias with itself: var. Anything else: independent."""
         linear = self.linear
-        match linear.instructions[u], linear.instructions[v]:
-            case InputVector(input=i), InputVector(input=j):
-                return whole(self.leaf(system, i, j, pu, pv))
-            case BiasVector(bias=i), BiasVector(bias=j) if i == j:
+        other = linear.instructions[v]
+        match linear.instructions[u]:
+            case InputVector(input=i) if isinstance(other, InputVector):
+                return whole(self.leaf(system, i, other.input, pu, pv))
+            case BiasVector(bias=i) as one if one == other:
                 bias = self.structure.biases[i]
                 alike = (pu == pv) if bias.sites else np.full(len(pu), True)
                 var = linear.monomials.add(1.0, ((bias.var.index, 0, 1),))
@@ -253,10 +260,14 @@ class Demand:
                 seeds = np.where(alike, self.seeds.add([(parameter, linear.monomials.one)]), 0)[:, None]
                 unit = np.full((len(pu), 1), UNIT)
                 return unit, coefs, seeds, unit
-            case MatMul(weight=w, x=x, transposed=t), MatMul(weight=w2, x=y, transposed=t2) if (w, t) == (w2, t2):
-                return self.product_moment(system, w, x, y, t, pu, pv)
-            case _:
+            case MatMul(weight=w, x=x, transposed=t) if isinstance(other, MatMul) and other.weight == w:
+                if other.transposed != t:  # what reads both is refused, or passes the Simple GIA Check
+                    return None
+                return self.product_moment(system, w, x, other.x, t, pu, pv)
+            case Leaf() | MatMul() | SiteLinear() | Nonlin() | ScalarResult():
                 return None
+            case never:
+                assert_never(never)
 
     def product_moment(self, system: System, w: int, x: int, y: int, transposed: bool, pu: Array, pv: Array) -> Terms:
         """E (W x)(W x̄) = var · E x x̄ (times rows/cols for Wᵀ); the own term of W is E x x̄.
@@ -353,9 +364,9 @@ class Demand:
         for term in self.linear.form(u, sites[:, None]):
             if not self.linear.gaussian(term.atom):
                 means = self.mean(term.atom, term.sites.reshape(-1)).reshape(term.sites.shape)
-                parts.append(self.outer(means, term.coef, 1, len(sites)))
+                parts.append(self.outer(means, term.coef, 1))
         for constant in self.linear.constant(u, sites[:, None]):
-            parts.append(self.outer(np.full((len(sites), 1), UNIT), 1, constant, len(sites)))
+            parts.append(self.outer(np.full((len(sites), 1), UNIT), 1, constant))
         return joined(parts, len(sites))
 
     def half(self, composite: Composite, at: Array, u: int, sites: Array) -> Array:

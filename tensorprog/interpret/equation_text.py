@@ -73,6 +73,8 @@ class Writer:
         linear = self.m.demand.linear
         known = position < len(linear.structure.names)
         plain = self.printer.expression(position) if known else f"z{position}"
+        if not known and plain in linear.structure.names:
+            plain = f"{plain}_"
         named = re.sub(r"(?<=[A-Za-z])(\d+)", rf"⟦{side}\1⟧", plain)
         sites = linear.sites(position)
         return named + self.site(site, sites, side) if sites else named
@@ -90,8 +92,9 @@ class Writer:
         sites = structure.inputs[index].sites
         return name + self.site(site, sites, side) if sites else name
 
-    def cell(self, cell: int, letter: str = "C") -> str:
-        """A cell's name: C(g1), C(g1, g2), ⟨x, x̄⟩/16, …; a factor of a product has none, and is written out."""
+    def cell(self, cell: int, target: Target | None = None) -> str:
+        """A cell's name: C(g1), C(g1, g2), M(g1) for a second moment that is more than the covariance, ⟨x, x̄⟩/16, …;
+        with a target that of its derivative. A factor of a product has none, and is written out."""
         if cell in (ZERO, UNIT):
             return str(cell)
         kind, u, v, p, q = self.system.owners[cell]
@@ -107,6 +110,9 @@ class Writer:
             case "part":
                 return self.rhs(cell)[0]
             case _:
+                letter = "M" if kind == "second" else "C"
+                if target is not None:
+                    letter = target.name("DM" if kind == "second" else "D")
                 return f"{letter}({self.vector(u, p, 'L')}, {self.vector(v, q, 'R')})"
 
     def at(self, position: int, site: int, side: str) -> str:
@@ -130,8 +136,10 @@ class Writer:
                 return f"E[{applied(phi, a)} · {applied(psi, b)}]"
             case JointEq():
                 return f"E[{' · '.join(self.sides(equation, i, side))}]"
-            case _:
+            case LinearEq() | ProductEq() | ImportEq() | LeafEq() | DataEq() | ScalarEq() | BatchEq():
                 raise AssertionError("a factor of a product is an expectation")
+            case never:
+                assert_never(never)
 
     def owner(self, cell: int, side: str, system: System | None = None) -> str:
         """The coordinate whose variance a cell is."""
@@ -196,6 +204,8 @@ class Writer:
                 return f"E[{names[0]} · {names[1]}] given {first}, …", "integrals over a batch"
             case OneEq() | MeanEq() | ImportEq() | LeafEq() | DataEq() | ScalarEq():
                 return self.cell(cell), ""
+            case never:
+                assert_never(never)
 
     def factors(self, equation: LinearEq, i: int) -> list[str]:
         """The scalars that multiply a sum's terms, "" where there is none."""
@@ -281,6 +291,8 @@ class Writer:
                             yield 1.0, self.slope(equation, i, int(cov[i, a, b])), int(cov[i, a, b])
             case OneEq() | MeanEq() | ImportEq() | LeafEq() | DataEq() | ScalarEq():
                 return
+            case never:
+                assert_never(never)
 
     def slope(self, equation: JointEq, i: int, cov: int) -> str:
         """E ∂F ∂F̄, the derivatives in the two Gaussians whose covariance a cell is."""
@@ -322,7 +334,7 @@ class Writer:
         if cell in self.products:
             rest, whole = self.products[cell]
             return times(rest, self.above(whole, target))
-        return self.cell(cell, target.name("D"))
+        return self.cell(cell, target)
 
     def backward(self) -> list[Line]:
         """The D lines of each target, from the output down: the derivatives of the target in each cross moment."""
@@ -338,7 +350,7 @@ class Writer:
                     found[cell].append((coef, times(factor, above) or "1"))
             for cell in sorted(reached, key=lambda c: (-self.order[c][0], self.order[c][1])):
                 if self.system.owners[cell][0] in _PROPER and cell not in self.elided:
-                    lines.append(Line(self.cell(cell, target.name("D")), self.combination(found[cell])))
+                    lines.append(Line(self.cell(cell, target), self.combination(found[cell])))
         return lines
 
     # ---- kernels

@@ -25,6 +25,14 @@ ZERO, UNIT = 0, 1
 Array = np.ndarray
 
 
+class Expectation:
+    """An equation whose value is an expectation of functions of Gaussians."""
+
+
+class Given:
+    """An equation whose cells are known: inputs, data, or cells of the same-input system."""
+
+
 @dataclass
 class LinearEq:
     """out = Σ_k coef_k · factor_k · cell_k; the NTK's tangent also gets Σ_k seed_k · cell_k, the parameters' own terms.
@@ -41,7 +49,7 @@ class LinearEq:
 
 
 @dataclass
-class PairEq:
+class PairEq(Expectation):
     """out = E φ(u) ψ(v), Var u and Var v cells of the same-input system, Cov(u, v) a cell of this one.
 
     Numbers of functions, here and below, are positions of monomials, or -1 - cell for a cell of the same-input system:
@@ -59,7 +67,7 @@ class PairEq:
 
 
 @dataclass
-class OneEq:
+class OneEq(Expectation):
     """out = E φ(u) ψ(u): one Gaussian at one input."""
 
     out: Array
@@ -71,7 +79,7 @@ class OneEq:
 
 
 @dataclass
-class MeanEq:
+class MeanEq(Expectation):
     """out = E φ(u)."""
 
     out: Array
@@ -89,7 +97,7 @@ class ProductEq:
 
 
 @dataclass
-class ImportEq:
+class ImportEq(Given):
     """out = a cell of the same-input system, at the left or the right input."""
 
     out: Array
@@ -98,7 +106,7 @@ class ImportEq:
 
 
 @dataclass
-class LeafEq:
+class LeafEq(Given):
     """out = ⟨x[p], x̄[q]⟩/d of inputs."""
 
     out: Array
@@ -109,7 +117,7 @@ class LeafEq:
 
 
 @dataclass
-class DataEq:
+class DataEq(Given):
     """out = an element of an input's data, in the same-input system."""
 
     out: Array
@@ -134,7 +142,7 @@ class ScalarEq:
 
 
 @dataclass
-class JointEq:
+class JointEq(Expectation):
     """out = E F(z) F̄(z) for up to four dependent Gaussians z with covariance cells `cov` (m, K, K).
 
     Entry (i, j) of `cov` is a cell of this system where one slot is F's and the other F̄'s (`crossing`), else a cell of
@@ -160,7 +168,7 @@ class JointEq:
 
 
 @dataclass
-class BatchEq:
+class BatchEq(Expectation):
     """out = E F(h) F̄(h̄)ᵀ for two blocks of sites, all pairs of them: F is batch norm and then φ, F̄ with ψ.
 
     `cov` (m, A, B) are cells of this system, `left` (m, A, A) and `right` (m, B, B) of the same-input one. `within`:

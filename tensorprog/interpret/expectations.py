@@ -19,6 +19,7 @@ from tensorprog.interpret.composite import (
     Expr,
     Slot,
     Vectorial,
+    expanded,
     factors,
     multiply,
     remap,
@@ -27,7 +28,11 @@ from tensorprog.interpret.composite import (
 )
 from tensorprog.interpret.equations import ZERO, Array, JointEq, MeanEq, OneEq, PairEq, ProductEq, System
 from tensorprog.interpret.linear import Ids, Linear
+from tensorprog.interpret.terms import joined, linear_equation
+from tensorprog.interpret.terms import whole as one_term
 
+MOST = 64
+"""Products that an expectation is taken apart into."""
 Label = tuple[str, int, int, Array, Array]
 """Whose moments the cells are: kind, u, v, sites of u, sites of v."""
 
@@ -60,6 +65,19 @@ class Side:
     def restricted(self, pairs: Array) -> Side:
         return Side(self.composite, self.at[pairs])
 
+    def products(self) -> list[Side]:
+        """The side as a sum of products, each of the Gaussians that it reads."""
+        parts = expanded(self.composite.expr, MOST)
+        if len(parts) == 1 or not all(map(slots, parts)):
+            return [self]
+        return [self.alone(part) for part in parts]
+
+    def alone(self, expr: Expr) -> Side:
+        read = sorted(slots(expr))
+        moved = remap(expr, {slot: place for place, slot in enumerate(read)}, 0)
+        gaussians = [self.composite.gaussians[slot] for slot in read]
+        return Side(Composite(moved, gaussians, self.composite.numbers), self.at)
+
 
 @dataclass
 class Node:
@@ -74,14 +92,36 @@ class Node:
 def expectation_cells(ask: Asker, system: System, left: Side, right: Side | None, label: Label, key: int) -> Array:
     """Cells of E F(left) F̄(right), or of E F(left), with the equations that define them."""
     cells = np.zeros(len(left.at), dtype=np.int64)
+    kind, u, v, pu, pv = label
     for pairs, shared in _patterns(ask, system, left, right):
-        kind, u, v, pu, pv = label
-        part = _Expectation(
-            ask, system, left.restricted(pairs), right and right.restricted(pairs), shared,
-            (kind, u, v, pu[pairs], pv[pairs]), key,
-        )  # fmt: skip
-        cells[pairs] = part.cells()
+        own = kind, u, v, pu[pairs], pv[pairs]
+        sides = left.restricted(pairs), right and right.restricted(pairs)
+        part = _Expectation(ask, system, *sides, shared, own, key)
+        cells[pairs] = part.cells() if part.together() == 1 else _as_sum(ask, system, sides, own, key, part)
     return cells
+
+
+def _as_sum(
+    ask: Asker, system: System, sides: tuple[Side, Side | None], label: Label, key: int, whole: _Expectation
+) -> Array:
+    """The expectation's cells; as a sum of products where these take fewer Gaussians at once."""
+    left, right = sides
+    products = [(a, b) for a in left.products() for b in ([None] if right is None else right.products())]
+    if not 1 < len(products) <= MOST:
+        return whole.cells()
+    part = ("part", *label[1:])
+    parts = []
+    for a, b in products:
+        ((_, shared),) = _patterns(ask, system, a, b)  # of one pattern, as the whole is
+        parts.append(_Expectation(ask, system, a, b, shared, part, key))
+    if max(p.together() for p in parts) >= whole.together():
+        return whole.cells()
+    terms = joined([one_term(p.cells()) for p in parts], len(left.at))
+    if not terms[0].shape[1]:
+        return np.full(len(left.at), ZERO)
+    out = whole.new(label, system)
+    system.emit(linear_equation(out, terms), key)
+    return out
 
 
 def _patterns(
@@ -155,6 +195,14 @@ class _Expectation:
             touching = [m for m in merged if m & part]
             merged = [m for m in merged if not m & part] + [part.union(*touching)]
         return merged
+
+    def together(self) -> int:
+        """The most Gaussians that are integrated together on one side."""
+        most = 1
+        for nodes in self.components():
+            for side in (self.left, self.right):
+                most = max(most, len(nodes & frozenset().union(*(slots(f) for f in side))))
+        return most
 
     def cells(self) -> Array:
         found = self.components()

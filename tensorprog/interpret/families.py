@@ -92,7 +92,7 @@ def symbolic(text: str, names: tuple[str, str]) -> str:
 
 def short(text: str) -> str:
     """C(g1, g1) is written C(g1)."""
-    return re.sub(r"(C|D\d*(?:\[[^\]]*\])?)\(([^(),]+), \2\)", r"\1(\2)", text)
+    return re.sub(r"(C|M|DM?\d*(?:\[[^\]]*\])?)\(([^(),]+), \2\)", r"\1(\2)", text)
 
 
 def letters(places: Sequence[tuple[int, int]]) -> tuple[str, str]:

@@ -35,13 +35,14 @@ def joint(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer
 
         return entry
 
-    if right is not None and not set(left_slots) & set(right_slots):
+    bounds = buffer.error is not None
+    if right is not None and count > 1 and (count > 2 or not set(left_slots) & set(right_slots)):
         expect, collect = partial(_across, slots, count), partial(_blocks, slots)
         # Of each equation, so it goes the way of the covariances, whatever maps the call.
         sides = _itself(context, cells, slots)
     else:
         shape = (cells.shape[0], *buffer.value.shape[1:])
-        expect, collect, sides = joint_expectation, partial(_whole, count, shape), ()
+        expect, collect, sides = _together, partial(_whole, count, shape), ()
     covariances = collect(entries("value"))
     if context.valid is not None and isinstance(covariances, tuple):
         covariances = (*covariances[:2], jnp.where(context.valid[..., None, None], covariances[2], 0.0))
@@ -51,8 +52,8 @@ def joint(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer
 
     def integral(f: Any, g: Any) -> tuple[Array, Array]:
         """The expectation and its error, that of the covariances and numbers included."""
-        call = partial(expect, f, g)
-        value, error = over_equations(group, call, (covariances, *sides), numbers)
+        value, error = over_equations(group, partial(expect, bounds, f, g), (covariances, *sides), numbers)
+        call = partial(expect, False, f, g)
         if deltas is not None:
             for moved in others:
                 error = error + jnp.abs(over_equations(group, call, (covariances, *sides), sum(moved, ()))[0] - value)
@@ -107,16 +108,23 @@ def _itself(context: Context, cells: Any, slots: tuple[tuple[int, ...], tuple[in
     return (jnp.asarray(ends[0] == ends[1]).all((1, 2))[:, None],)
 
 
-def _across(slots: tuple[tuple[int, ...], tuple[int, ...]], count: int, f: Any, g: Any, covs: Any, *rest: Any) -> Any:
-    """The rule for two sides: a series in the canonical correlations between them; `rest` may say `_itself` first."""
+def _together(bounds: bool, f: Any, g: Any, cov: Array, numbers: Any) -> tuple[Array, Array]:
+    """The rule for one side, or for two that read the same Gaussians."""
+    return joint_expectation(f, g, cov, numbers, bounds=bounds)
+
+
+def _across(
+    slots: tuple[tuple[int, ...], tuple[int, ...]], count: int, bounds: bool, f: Any, g: Any, covs: Any, *rest: Any
+) -> Any:
+    """The rule for two sides, which may share Gaussians; `rest` may say `_itself` first."""
     *itself, numbers = rest
-    found = crossing((f, g), slots, count, covs, numbers)
+    found = crossing((f, g), slots, count, covs, numbers, bounds=bounds)
     if not itself:
         return found
     # The same Gaussians on both sides: one integral over them.
     size = len(slots[0])
     onto = Onto(f, slots[0], count), Onto(g, slots[1], count)
-    alike = joint_expectation(*onto, covs[0][..., :size, :size], numbers)
+    alike = joint_expectation(*onto, covs[0][..., :size, :size], numbers, bounds=bounds)
     return tuple(jnp.where(itself[0], a, b) for a, b in zip(alike, found, strict=True))
 
 

@@ -10,8 +10,8 @@ _TOKEN = re.compile(
     r"V_(?P<function>.+?) (?P<cov>C\((?:[^()]|\([^()]*\))*\))"
     rf"|Θ(?P<theta>\d*)_(?P<parameter>[^\s\[]+)(?P<theta_sites>{_SITES})"
     rf"|\b(?P<kernel>NNGP|NTK)(?P<kernel_number>\d*)(?P<kernel_sites>{_SITES})"
-    rf"|\bD(?P<number>\d*)(?P<sites>{_SITES})(?=\()"
-    r"|\b(?P<plain>[CE])(?=[( \[])"
+    rf"|\bD(?P<second>M?)(?P<number>\d*)(?P<sites>{_SITES})(?=\()"
+    r"|\b(?P<plain>[CME])(?=[( \[])"
     r"|Σ\[(?P<range>[^\[\]]*)\]"
     r"|⟨(?P<inner>[^⟨⟩]*)⟩/(?P<features>\d+)"
     r"|(?P<float>\d+(?:\.\d+)?)(?:e(?P<power>[+-]?\d+))?"
@@ -42,9 +42,9 @@ def _token(m: re.Match[str]) -> str:
     if m["kernel"]:
         return rf"\mathrm{{{m['kernel']}}}" + _number(m["kernel_number"]) + _below(m["kernel_sites"])
     if m["number"] is not None:
-        return "D" + _number(m["number"]) + _below(m["sites"])
+        return ("D" if not m["second"] else "{D^M}") + _number(m["number"]) + _below(m["sites"])
     if m["plain"]:
-        return "C" if m["plain"] == "C" else r"\mathrm{E}\,"
+        return r"\mathrm{E}\," if m["plain"] == "E" else m["plain"]
     if m["range"]:
         return rf"\sum_{{{latex(m['range'])}}}"
     if m["features"]:

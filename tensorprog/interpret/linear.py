@@ -33,6 +33,7 @@ from tensorprog.ir import (
     Nonlin,
     Num,
     ScalarFn,
+    ScalarResult,
     ScalarType,
     Sites,
     SiteSum,
@@ -128,7 +129,7 @@ class Facts:
     """What is known of a vector from its history.
 
     `scaled`: scalars of the program (Moments, data) multiply its terms, down to the next named vector; `moving`: they
-    are in the constant part of a Gaussian.
+    are in the constant part of a Gaussian. `innovation`: the random thing that an atom is made of.
     """
 
     gaussian: bool
@@ -136,6 +137,7 @@ class Facts:
     depth: int
     scaled: bool = False
     moving: bool = False
+    innovation: frozenset[tuple[str, int]] = frozenset()
 
 
 class Linear:
@@ -223,6 +225,10 @@ class Linear:
         """The random things in a vector's history."""
         return self.facts[position].sources
 
+    def innovation(self, position: int) -> frozenset[tuple[str, int]]:
+        """The random thing that an atom is made of: independent of all that does not contain it."""
+        return self.facts[position].innovation
+
     def depth(self, position: int) -> int:
         """How many equations deep a vector lies: boundaries and matrices on the longest way down."""
         return self.facts[position].depth
@@ -242,9 +248,11 @@ class Linear:
         depth = max((f.depth for f in below), default=0) + self.boundary(position)
         match instruction:
             case MatMul(weight=weight):
-                return Facts(True, sources | {("weight", weight)}, depth + 1)
+                own = frozenset({("weight", weight)})
+                return Facts(True, sources | own, depth + 1, innovation=own)
             case BiasVector(bias=bias):
-                return Facts(True, sources | {("bias", bias)}, depth)
+                own = frozenset({("bias", bias)})
+                return Facts(True, own, depth, innovation=own)
             case InputVector():
                 return Facts(True, sources, depth)
             case LinComb(terms=terms, constants=constants):
@@ -337,8 +345,10 @@ class Linear:
             case SiteSum(x=x, axes=axes):
                 below, wide = self.summed(position, x, axes, sites, coef)
                 return self.form(x, below, wide, top=False)
-            case _:
+            case DataScalar() | Nonlin() | ScalarResult():
                 raise AssertionError(f"instruction {position} is not linear")
+            case never:
+                assert_never(never)
 
     def constant(self, position: int, sites: np.ndarray, coef: Ids = 1, *, top: bool = True) -> list[Ids]:
         """Monomials whose sum is the constant part of the form at flat sites (P, r), to be summed over r."""
@@ -369,8 +379,10 @@ class Linear:
                 count = self.monomials.add(float(below.shape[1] // sites.shape[1]), ())
                 found = self.constant(x, below, wide, top=False)
                 return [self.monomials.times(m, count) if np.ndim(m) == 0 else m for m in found]  # equal at all sites
-            case _:
+            case InputVector() | DataScalar() | MatMul() | Nonlin() | ScalarResult():
                 return []
+            case never:
+                assert_never(never)
 
     def read(self, xs: tuple[int, ...], source: np.ndarray, coef: Ids) -> Iterator[tuple[int, np.ndarray, Ids]]:
         """Of vectors laid end to end, each that is read at (P, r) places: its own sites and coefficients there.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
+from typing import assert_never
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,12 @@ from tensorprog.ir import (
     BiasVector,
     Dim,
     Instruction,
+    Leaf,
     MatMul,
     Moment,
     Nonlin,
+    ScalarResult,
+    SiteLinear,
     Structure,
     VectorType,
     Weight,
@@ -214,6 +218,8 @@ def linear_obstacle(structure: Structure, positions: list[int]) -> int | None:
                 return position
             case Moment(fn=fn, vectors=vectors) if len(vectors) > len(MOMENT_NODES) and not is_product(fn):
                 return position
-            case _:
+            case Leaf() | MatMul() | SiteLinear() | ScalarResult():
                 pass
+            case never:
+                assert_never(never)
     return None

@@ -11,7 +11,7 @@ import numpy as np
 
 from tensorprog.batch import batch
 from tensorprog.functions.base import method
-from tensorprog.interpret.buffers import Alone, Buffer
+from tensorprog.interpret.buffers import Alone, Buffer, stated
 from tensorprog.interpret.equation_text import Writer
 from tensorprog.interpret.equations import PairEq
 from tensorprog.interpret.families import Family, families
@@ -37,8 +37,9 @@ class Recursion:
 
     C(u, v), C(u) short for C(u, u), is lim u(x)·v(x̄)/n, but for two Gaussian vectors (no Nonlin since the last matrix)
     that is centred: their covariance, without the product of their means. The NNGP has that product in it.
-    `second_moment` gives the limit itself. D(u, v) is the derivative of the NNGP in C(u, v), with jumps left
-    out, so that NTK = Σ_p (weight of p) Σ D · (own term of p). V_φ C is E φ(z)φ(z̄) for (z, z̄) centred Gaussians with
+    `second_moment` gives the limit itself, M(u, v) where it is more than C(u, v) and a line reads it. D(u, v) is the
+    derivative of the NNGP in C(u, v), DM(u, v) that in M(u, v), with jumps left out, so that
+    NTK = Σ_p (weight of p) Σ D · (own term of p). V_φ C is E φ(z)φ(z̄) for (z, z̄) centred Gaussians with
     covariance C and the variances that the same equations give at equal inputs; a mean m is part of φ, as in
     V_relu(· + m). In E φ(g(x)) the vector g has its mean.
 
@@ -81,7 +82,7 @@ class Recursion:
         return "\\begin{align*}\n" + " \\\\\n".join(rows) + "\n\\end{align*}"
 
     def values(self, x1: Any = None, x2: Any = None) -> dict[str, Array]:
-        """Every C, D and NNGP by its printed name: {"C(s1)": (N1, N2), "C(s1, s3)": …, "D(g1)": …, "NNGP": …}.
+        """Every C, M, D and NNGP by its printed name: {"C(s1)": (N1, N2), "C(s1, s3)": …, "D(g1)": …, "NNGP": …}.
 
         "C(g1)" of a Gaussian vector with a mean is its covariance, as printed. Vectors with sites have them as further
         axes, (N1, N2, *S_u, *S_v); D of an output over sites S has (*S, *S) before those. Of several outputs the
@@ -98,17 +99,18 @@ class Recursion:
     def _by_name(self, m: Moments, value: Array, slopes: tuple[Array, ...]) -> dict[str, Array]:
         names, linear, result = m.demand.structure.names, m.demand.linear, {}
         for key, table in m.demand.cross.tables.items():
-            if key[0] != "moment":
+            kind, u, v = key if len(key) == 3 else ("", 0, 0)
+            if kind not in ("moment", "second") or (kind == "second" and not self._is_more(m, u, v)):
                 continue
-            _, u, v = key
             if max(u, v) >= len(names) or names[u] is None or names[v] is None:
                 continue
             own = names[u] if u == v else f"{names[u]}, {names[v]}"
             cells = table.reshape(-1)
             shape = (*value.shape[1:], *linear.sites(u), *linear.sites(v))
-            result[f"C({own})"] = jnp.moveaxis(value[cells], 0, -1).reshape(shape)
+            second = "M" if kind == "second" else ""
+            result[f"{second or 'C'}({own})"] = jnp.moveaxis(value[cells], 0, -1).reshape(shape)
             for k, slope in enumerate(slopes):
-                letter = "D" if len(slopes) == 1 else f"D{k + 1}"
+                letter = f"D{second}" if len(slopes) == 1 else f"D{second}{k + 1}"
                 part = jnp.moveaxis(slope[:, cells], (0, 1), (-2, -1))
                 sites = (*value.shape[1:], *m.shape(k), *linear.sites(u), *linear.sites(v))
                 result[f"{letter}({own})"] = part.reshape(sites)
@@ -116,6 +118,11 @@ class Recursion:
             name = "NNGP" if len(m.targets) == 1 else f"NNGP{k + 1}"
             result[name] = jnp.moveaxis(value[cells], 0, -1).reshape(*value.shape[1:], *m.shape(k))
         return result
+
+    def _is_more(self, m: Moments, u: int, v: int) -> bool:
+        """Whether a second moment that is read has a mean in it that the moment has not."""
+        tables = m.demand.cross.tables
+        return bool((tables["second", u, v] != tables["moment", u, v]).any())
 
     def report(self, x1: Any = None, x2: Any = None) -> str:
         """For given data: each function's variances, how its expectations are got, and the kernels' error bounds."""
@@ -144,8 +151,8 @@ class Recursion:
                 ("NNGP", found.value[kept], found.error[kept]),
                 ("NTK", found.tangent[kept], found.tangent_error[kept]),
             ):
-                scale = float(jnp.abs(value).max())
-                rows.append(f"{name}{k + 1 if len(m.targets) > 1 else ''}: largest bound {float(error.max()):.2g}, "
+                scale, bound = float(jnp.abs(value).max()), stated(value, error)
+                rows.append(f"{name}{k + 1 if len(m.targets) > 1 else ''}: largest bound {float(bound.max()):.2g}, "
                             f"largest entry {scale:.4g}")  # fmt: skip
         return "\n".join(rows)
 

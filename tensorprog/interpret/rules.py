@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
+from itertools import permutations
+from operator import add, mul
 from typing import Any
 
 import jax
@@ -14,16 +17,20 @@ from tensorprog.interpret.plan import Group
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
-def _spread(values: Array, like: Array) -> Array:
-    """(m, K) coefficients against (m, K, *batch) values."""
-    return values.reshape(*values.shape, *(1,) * (like.ndim - values.ndim))
+def _spread(values: Array, rank: int) -> Array:
+    """(m, K) coefficients against (m, K, *batch) values of a rank; those with all axes as they are."""
+    return values.reshape(*values.shape, *(1,) * (rank - values.ndim))
 
 
-def _weighted(coefs: Array, values: Array) -> Array:
-    """Σ_k coef_k · value_k: (m, K) or (m, K, *batch) with (m, K, *batch)."""
-    if coefs.ndim == 2 and values.shape[1] > 8:
-        return jnp.einsum("mk,mk...->m...", coefs, values, precision=HIGHEST)
-    return (_spread(coefs, values) * values).sum(1)
+def _weighted(*terms: tuple[Array, Array]) -> Array:
+    """Σ Σ_k coef_k · value_k, over terms of (m, K) or (m, K, *batch) with (m, K, *batch).
+
+    All terms are one sum. XLA's CPU compiler (that of jaxlib 0.10.2) puts several sums that are added into one kernel;
+    where they share a coefficient, spread over the batch, and an axis has length 1, it reads memory that nobody wrote.
+    """
+    if terms[0][1].shape[1] > 8 and all(coefs.ndim == 2 for coefs, _ in terms):
+        return reduce(add, (jnp.einsum("mk,mk...->m...", *term, precision=HIGHEST) for term in terms))
+    return reduce(add, (_spread(coefs, own.ndim) * own for coefs, own in terms)).sum(1)
 
 
 def linear(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
@@ -36,7 +43,7 @@ def scaled(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffe
     """A sum whose coefficients are scalars of the input on one side."""
     side = group.form[1]  # type: ignore[index]
     value, error = one_input(context, buffer, arrays["factors"], side)
-    coefs = _spread(context.monomials[arrays["coefs"]], value)
+    coefs = _spread(context.monomials[arrays["coefs"]], value.ndim)
     moved = None if error is None else jnp.abs(coefs) * error
     return _sum(arrays["cells"], coefs * value, arrays["seeds"], context, buffer, moved)
 
@@ -44,45 +51,51 @@ def scaled(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffe
 def _sum(cells: Any, coefs: Array, seeds: Any, context: Context, buffer: Buffer, moved: Array | None = None) -> Result:
     """Σ_k coef_k · cell_k with coefficients (m, K) or (m, K, *pairs); `moved` bounds the coefficients' own errors."""
     values = buffer.value[cells]
-    value = _weighted(coefs, values)
+    value = _weighted((coefs, values))
     tangent = error = tangent_error = None
-    epsilon = 4 * jnp.finfo(value.dtype).eps
+    # Rounding of the sum, and what the coefficients' own errors move.
+    off = 4 * jnp.finfo(value.dtype).eps * jnp.abs(coefs) + (0.0 if moved is None else moved)
     if buffer.error is not None:
-        error = _weighted(jnp.abs(coefs), buffer.error[cells]) + epsilon * _weighted(jnp.abs(coefs), jnp.abs(values))
-        if moved is not None:
-            error = error + _weighted(moved, jnp.abs(values))
+        error = _weighted((jnp.abs(coefs), buffer.error[cells]), (off, jnp.abs(values)))
     if buffer.tangent is not None and context.seeds is not None:
         own = context.seeds[seeds]
         tangents = buffer.tangent[cells]
-        tangent = _weighted(coefs, tangents) + _weighted(own, values)
+        tangent = _weighted((coefs, tangents), (own, values))
         if buffer.tangent_error is not None and buffer.error is not None:
-            sizes = _weighted(jnp.abs(coefs), jnp.abs(tangents)) + _weighted(jnp.abs(own), jnp.abs(values))
-            tangent_error = _weighted(jnp.abs(coefs), buffer.tangent_error[cells])
-            tangent_error += _weighted(jnp.abs(own), buffer.error[cells]) + epsilon * sizes
-            if moved is not None:
-                tangent_error = tangent_error + _weighted(moved, jnp.abs(tangents))
+            tangent_error = _weighted(
+                (jnp.abs(coefs), buffer.tangent_error[cells]),
+                (off, jnp.abs(tangents)),
+                (jnp.abs(own), buffer.error[cells] + 4 * jnp.finfo(value.dtype).eps * jnp.abs(values)),
+            )
     return value, tangent, error, tangent_error
 
 
 def product(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:
     cells = arrays["cells"]
-    count = cells.shape[1]
-    values = buffer.value[cells]
-    value = values.prod(1)
-    rest = [jnp.stack([values[:, j] for j in range(count) if j != k], 1).prod(1) for k in range(count)]
+    factors = range(cells.shape[1])
+    rows = [cells[:, k] for k in factors]
 
-    def derivative(of: Array | None) -> Array | None:
-        return None if of is None else sum((of[cells[:, k]] * rest[k] for k in range(count)), jnp.zeros_like(value))
+    def without(*left_out: int) -> Array:
+        """The product of the other factors."""
+        one = jnp.ones((len(cells), *buffer.value.shape[1:]), buffer.value.dtype)
+        return reduce(mul, (buffer.value[rows[k]] for k in factors if k not in left_out), one)
 
-    error = tangent_error = None
+    def moved(by: Array) -> Array:
+        """What the factors' changes make, one at a time."""
+        return reduce(add, (jnp.abs(by[rows[k]] * without(k)) for k in factors))
+
+    value = without()
+    tangent = error = tangent_error = None
+    epsilon = 4 * jnp.finfo(value.dtype).eps
     if buffer.error is not None:
-        error = sum((buffer.error[cells[:, k]] * jnp.abs(rest[k]) for k in range(count)), jnp.zeros_like(value))
-        if buffer.tangent_error is not None and buffer.tangent is not None:
-            relative = error / jnp.maximum(jnp.abs(value), jnp.finfo(value.dtype).tiny)
-            sizes = [buffer.tangent_error[cells[:, k]] * jnp.abs(rest[k]) for k in range(count)]
-            moving = [jnp.abs(buffer.tangent[cells[:, k]] * rest[k]) * relative for k in range(count)]
-            tangent_error = sum([*sizes, *moving], jnp.zeros_like(value))
-    return value, derivative(buffer.tangent), error, tangent_error
+        error = moved(buffer.error) + epsilon * jnp.abs(value)
+    if buffer.tangent is not None:
+        tangent = reduce(add, (buffer.tangent[rows[k]] * without(k) for k in factors))
+    if buffer.tangent is not None and buffer.tangent_error is not None and buffer.error is not None:
+        tangent_error = moved(buffer.tangent_error) + epsilon * moved(buffer.tangent)
+        for k, j in permutations(factors, 2):
+            tangent_error += jnp.abs(buffer.tangent[rows[k]] * buffer.error[rows[j]] * without(k, j))
+    return value, tangent, error, tangent_error
 
 
 def import_(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer) -> Result:

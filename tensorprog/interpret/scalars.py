@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, assert_never
 
 import jax
 import numpy as np
@@ -20,7 +20,26 @@ from tensorprog.functions.frozen import Function, freeze
 from tensorprog.interpret.composite import Composite
 from tensorprog.interpret.equations import UNIT, ZERO, Array, DataEq, LinearEq, ProductEq, ScalarEq, System
 from tensorprog.interpret.linear import Ids, Linear
-from tensorprog.ir import Coef, DataScalar, Gather, Inner, LinComb, Moment, Num, ScalarFn, Sites, SiteSum, Structure
+from tensorprog.ir import (
+    BiasVector,
+    Coef,
+    DataScalar,
+    Gather,
+    Inner,
+    InputVector,
+    Leaf,
+    LinComb,
+    MatMul,
+    Moment,
+    Nonlin,
+    Num,
+    ScalarFn,
+    ScalarResult,
+    SiteLinear,
+    Sites,
+    SiteSum,
+    Structure,
+)
 
 _PRODUCT = freeze(operator.mul)[0]
 
@@ -156,8 +175,10 @@ class Scalars:
                 return cells
             case ScalarFn() as instruction:
                 return self._function(ref, instruction)
-            case _:
+            case InputVector() | BiasVector() | MatMul() | SiteLinear() | Nonlin():
                 raise AssertionError(f"instruction {ref} is no scalar")
+            case never:
+                assert_never(never)
 
     def _degree(self, moment: Moment) -> float:
         held = tuple(self.ask.structure.number_sites[n.index] for n in moment.numbers)
@@ -266,5 +287,7 @@ def scaled_form(
         case SiteSum(x=x, axes=axes):
             inside, wide = linear.summed(position, x, axes, sites, coef)
             return below(x, inside, wide, np.repeat(factor, inside.shape[1] // sites.shape[1], axis=1))
-        case _:
+        case Leaf() | MatMul() | Nonlin() | ScalarResult():
             raise AssertionError(f"instruction {position} is not scaled")
+        case never:
+            assert_never(never)

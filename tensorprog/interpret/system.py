@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,19 @@ from tensorprog.errors import NotIntegrated, ProgramError, bad_argument, problem
 from tensorprog.gia import Finding, backward_products, forward_transposes, readout_findings
 from tensorprog.interpret.buffers import Alone, Buffer, Context
 from tensorprog.interpret.demand import Demand
-from tensorprog.interpret.equations import UNIT, ZERO, BatchEq, ImportEq, JointEq, LinearEq, PairEq
+from tensorprog.interpret.equations import (
+    UNIT,
+    ZERO,
+    BatchEq,
+    Expectation,
+    Given,
+    ImportEq,
+    JointEq,
+    LinearEq,
+    PairEq,
+    ProductEq,
+    ScalarEq,
+)
 from tensorprog.interpret.moments import evaluate
 from tensorprog.interpret.plan import Plan, Tables, plan
 from tensorprog.interpret.sizes import sizes
@@ -129,10 +141,11 @@ def integrated(structure: Structure, targets: Targets) -> bool:
 def _complete(demand: Demand) -> bool:
     """Ask for all pairs of sites of every crossing moment that there is; whether there were new ones."""
     before = len(demand.cross.owners)
-    for key in [k for k in demand.cross.tables if k[0] == "moment"]:
-        _, u, v = key
+    asked = {"moment": demand.moment, "second": demand.second_moment}
+    for key in [k for k in demand.cross.tables if k[0] in asked]:
+        kind, u, v = key
         pu, pv = (p.reshape(-1) for p in np.indices((demand.linear.size(u), demand.linear.size(v))))
-        demand.moment(demand.cross, u, v, pu, pv)
+        asked[kind](demand.cross, u, v, pu, pv)
     return len(demand.cross.owners) > before
 
 
@@ -161,8 +174,10 @@ def _exported(equation: Any) -> np.ndarray:
             return factors.reshape(-1)
         case JointEq() as e:
             return np.concatenate([*(e.own(slots).reshape(-1) for slots in (e.left_slots, e.right_slots)), *own])
-        case _:
+        case LinearEq() | ProductEq() | ScalarEq() | Given() | Expectation():
             return np.zeros(0, dtype=np.int64)
+        case never:
+            assert_never(never)
 
 
 def seeds(m: Moments, monomials: Array, weights: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tensorprog.interpret.equations import UNIT, ZERO, Array, LinearEq
+from tensorprog.interpret.linear import Ids, Monomials
 
 Terms = tuple[Array, Array, Array, Array]
 """(cells, coefs, seeds, factors), each (P, K): P moments as sums of K terms. Factors are same-input cells."""
@@ -31,3 +32,12 @@ def linear_equation(out: Array, terms: tuple[Array, ...], side: str = "left") ->
     """The equation of such sums, its factors of the input on one side; factors that are all 1 are none."""
     cells, coefs, seeds, factors = terms
     return LinearEq(out, cells, coefs, seeds, None if (factors == UNIT).all() else factors, side)
+
+
+def outer(monomials: Monomials, cells: Array, a: Ids, b: Ids) -> Terms:
+    """Cells (P, r) with coefficients a (P, r) times b (P, r′): terms (P, r·r′)."""
+    a = np.broadcast_to(a, cells.shape)
+    b = np.broadcast_to(b, (len(cells), np.shape(b)[1] if np.ndim(b) else 1))
+    coefs = monomials.times(a[:, :, None], b[:, None, :]).reshape(len(cells), -1)
+    wide = np.repeat(cells[:, :, None], b.shape[1], axis=2).reshape(len(cells), -1)
+    return wide, coefs, np.zeros_like(coefs), np.full_like(wide, UNIT)

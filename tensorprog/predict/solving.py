@@ -26,6 +26,8 @@ Array = jax.Array
 
 #: Digits that solving may lose: a system of condition number κ is solved to κ·eps, and told from here on.
 LOST = 1e-2
+#: 1 − the correlation of inputs that are nearly equal, in units of √eps.
+NEAR = 0.1
 
 
 class Factor(NamedTuple):
@@ -66,6 +68,8 @@ def factor(kernel: Array, ridge: Array, name: str = "ktt") -> Factor:
     condition = _condition(np.asarray(lower))
     added = f", a jitter of {float(jitter):.1e} was added to its diagonal" if float(jitter) else ""
     warn_condition(name, condition, kernel.dtype, added)
+    if not added and condition * float(jnp.finfo(kernel.dtype).eps) <= LOST:
+        _warn_near(name, np.asarray(kernel), condition)
     return Factor(lower, jitter, condition)
 
 
@@ -104,6 +108,26 @@ def warn_condition(name: str, condition: float, dtype: Any, added: str = "") -> 
         warnings.warn(
             f"{name} is ill-conditioned: condition number {condition:.1e} in {jnp.dtype(dtype).name}{added}. "
             "Predictions have few right digits; add a ridge, remove repeated inputs, or take double precision",
+            KernelWarning,
+            stacklevel=4,
+        )
+
+
+def _warn_near(name: str, kernel: np.ndarray, condition: float) -> None:
+    """Say so where two inputs are nearly equal and not equal: with eps in their correlation, the angle between them,
+    and so the NTK of a function with a kink, has √eps."""
+    eps = float(np.finfo(kernel.dtype).eps)
+    if condition * eps**0.5 <= LOST:
+        return
+    scale = np.sqrt(np.diagonal(kernel))
+    apart = 1 - kernel / np.outer(scale, scale)
+    apart[apart <= 8 * eps] = np.inf  # equal ones have the kernel of themselves
+    i, j = np.unravel_index(np.argmin(apart), apart.shape)
+    if apart[i, j] < NEAR * eps**0.5:
+        warnings.warn(
+            f"{name} has inputs that are nearly equal: 1 − the correlation of rows {i} and {j} is {apart[i, j]:.1e}, "
+            f"in {kernel.dtype.name}, with condition number {condition:.1e}. Where functions have kinks such entries "
+            "have half the digits, and predictions few; add a ridge, or keep one of such inputs",
             KernelWarning,
             stacklevel=4,
         )

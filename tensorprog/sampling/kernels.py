@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from tensorprog import tiles
 from tensorprog.errors import bad_argument
 from tensorprog.ir import Sites
 from tensorprog.program import Program, is_concrete
@@ -108,8 +109,7 @@ def _replicates(
     Outside transformations in double precision whatever the inputs' dtype: covariances of states are singular to
     rounding. (A compiled function keeps the precision that JAX was set to where it is compiled.)
     """
-    first = x1[0].shape[0] if x1 else 1
-    joined = x1 if x2 is None else tuple(jnp.concatenate(pair) for pair in zip(x1, x2, strict=True))
+    joined, rows, columns = tiles.distinct(x1, x2)
     size = joined[0].shape[0] if joined else 1
     made = plan(program.structure, ends, size)
     dtype = jnp.result_type(*(joined or (float,)))
@@ -118,8 +118,7 @@ def _replicates(
         cast = partial(jax.tree.map, lambda a: jnp.asarray(a, float if concrete else dtype))
         found = _drawn(program, cast(joined), cast(weights), made, ends, read, samples, key, concrete)
         found = jax.tree.map(lambda a: a.astype(dtype), found)
-    columns = slice(0, first) if x2 is None else slice(first, None)
-    return found, partial(_summary, size=size, first=first, columns=columns)
+    return found, partial(_summary, size=size, rows=rows, columns=columns)
 
 
 def _drawn(
@@ -183,15 +182,18 @@ def division(made: Plan, samples: int) -> tuple[int, int]:
     return max(replicates, round(samples / points)), points
 
 
-def _summary(found: Array, left: Sites, right: Sites, *, size: int, first: int, columns: slice) -> tuple[Array, Array]:
+def _summary(
+    found: Array, left: Sites, right: Sites, *, size: int, rows: np.ndarray, columns: np.ndarray
+) -> tuple[Array, Array]:
     """(mean, standard error) of replicates (T, R, R̄), as (N1, N2, *S, *S̄)."""
     count = len(found)
     widened = stats.t.ppf(0.975, count - 1) / stats.norm.ppf(0.975)
     mean = found.mean(0)
     error = jax.lax.stop_gradient(found.std(0, ddof=1)) * (widened / math.sqrt(count))
 
-    def shaped(rows: Array) -> Array:
-        pairs = jnp.swapaxes(rows.reshape(size, math.prod(left), size, math.prod(right)), 1, 2)[:first, columns]
+    def shaped(gram: Array) -> Array:
+        whole = jnp.swapaxes(gram.reshape(size, math.prod(left), size, math.prod(right)), 1, 2)
+        pairs = whole[rows[:, None], columns]
         return pairs.reshape(*pairs.shape[:2], *left, *right)
 
     return shaped(mean), shaped(error)

@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import assert_never
 
 from tensorprog.gia import reached
 from tensorprog.ir import (
     BiasVector,
     DataScalar,
     Gather,
+    Inner,
     InputVector,
+    Leaf,
     LinComb,
     MatMul,
     Moment,
     Nonlin,
+    ScalarFn,
+    ScalarResult,
+    SiteLinear,
     SiteSum,
     Structure,
     VectorType,
@@ -76,8 +82,10 @@ def _read(structure: Structure, position: int) -> Iterator[int]:
             yield from vectors
         case MatMul(x=x) if structure.vector(x).space == "wide":
             yield x
-        case _:
+        case Leaf() | MatMul() | SiteLinear() | Inner() | ScalarFn():
             pass
+        case never:
+            assert_never(never)
 
 
 def _parts(structure: Structure, position: int, parts: dict[int, frozenset[int]]) -> frozenset[int]:
@@ -96,8 +104,10 @@ def _parts(structure: Structure, position: int, parts: dict[int, frozenset[int]]
             return frozenset().union(*(parts[x] for x in xs))
         case SiteSum(x=x):
             return parts[x]
-        case _:
+        case InputVector() | DataScalar() | Nonlin() | ScalarResult():
             return frozenset()
+        case never:
+            assert_never(never)
 
 
 def _depends(structure: Structure, position: int, leads: dict[int, bool]) -> bool:
@@ -105,5 +115,7 @@ def _depends(structure: Structure, position: int, leads: dict[int, bool]) -> boo
     match structure.instructions[position]:
         case InputVector() | DataScalar():
             return True
-        case instruction:
+        case (BiasVector() | MatMul() | SiteLinear() | Nonlin() | ScalarResult()) as instruction:
             return any(leads[x] for x in operands(instruction))
+        case never:
+            assert_never(never)

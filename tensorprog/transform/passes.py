@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
@@ -14,10 +14,15 @@ from tensorprog.gia import reached
 from tensorprog.ir import (
     BiasVector,
     Coef,
+    DataScalar,
     Gather,
+    InputVector,
     LinComb,
     MatMul,
+    Nonlin,
+    ScalarResult,
     ScalarType,
+    SiteLinear,
     Sites,
     SiteSum,
     Structure,
@@ -144,8 +149,10 @@ def _uses(structure: Structure, needed: list[int], values: dict[int, Any], found
                 yield Use(structure.weights[weight].name, left.position(), right.position(), transposed)
             case BiasVector(bias=bias):
                 yield Use(structure.biases[bias].name, dy.position(), None)
-            case _:
+            case InputVector() | DataScalar() | SiteLinear() | Nonlin() | ScalarResult():
                 pass
+            case never:
+                assert_never(never)
 
 
 def backprop(program: Program) -> Program:
@@ -187,8 +194,10 @@ def _entered(structure: Structure, needed: list[int]) -> list[int]:
             case (LinComb() | Gather() | SiteSum()) as linear:
                 if any(x in entered and structure.names[x] is None for x in operands(linear)):
                     entered.add(position)
-            case _:
+            case InputVector() | DataScalar() | Nonlin() | ScalarResult():
                 pass
+            case never:
+                assert_never(never)
 
     def listed(position: int) -> bool:
         type_ = structure.types[position]

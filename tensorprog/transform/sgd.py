@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,21 @@ from tensorprog.errors import bad_argument, problem
 from tensorprog.functions.frozen import Function
 from tensorprog.functions.pullback import slope
 from tensorprog.gia import reached
-from tensorprog.ir import BiasVector, Coef, MatMul, Num, Parameter, ScalarType, Structure, verify
+from tensorprog.ir import (
+    BiasVector,
+    Coef,
+    DataScalar,
+    InputVector,
+    MatMul,
+    Nonlin,
+    Num,
+    Parameter,
+    ScalarResult,
+    ScalarType,
+    SiteLinear,
+    Structure,
+    verify,
+)
 from tensorprog.program import Program
 from tensorprog.tracing.builder import Builder, user_line
 from tensorprog.tracing.calls import take
@@ -288,8 +302,10 @@ class _Training:
                     updates.append((weight, left * rate, right))
                 case BiasVector(bias=bias):
                     moved[bias] = replay.values[position] + dy * self._rate(self.builder.biases[bias], t)
-                case _:
+                case InputVector() | DataScalar() | SiteLinear() | Nonlin() | ScalarResult():
                     pass
+                case never:
+                    assert_never(never)
         for weight, left, right in updates:
             self.operators[weight].updated(left, right)
         self.biases.update(moved)

@@ -458,3 +458,14 @@ def test_sides_of_closed_forms(fn, expected):
     if found is not None:
         z = jnp.array([-2.0, 0.5])
         assert close(found.above * jax.nn.relu(z) + found.below * jax.nn.relu(-z), fn(z), 1e-14)
+
+
+def test_no_tangent_reaches_further_than_is_stated() -> None:
+    """Sums over entries of what a tangent's entries are multiplied by, each taken alone."""
+    rng = np.random.default_rng(0)
+    h, g = rng.normal(size=(2, 5, 6))
+    S1, S2, X = (jnp.asarray(a @ b.T / 6) for a, b in ((h, h), (g, g), (h, g)))
+    units = jnp.eye(25).reshape(25, 5, 5)
+    sums = np.abs(cross_tangent(S1, S2, X, units, LEAKY, LEAKY)).sum(0)
+    most = bn.reach(S1, LEAKY) * bn.reach(S2, LEAKY)
+    assert (sums <= most).all() and most < 10 * sums.max()
