@@ -146,7 +146,7 @@ def _numbers(program: Program, m: Moments, same: Any, phi: Elementwise, numbers:
     the input stand beside arrays, which are not looked at."""
     if not any(phi.shapes):
         whole = m.numbers(program.leaves, same, numbers)
-        rows = whole.reshape(-1, whole.shape[-1])
+        rows = whole.reshape(np.prod(whole.shape[:-1], dtype=int), whole.shape[-1])
         return lambda k: tuple(map(float, rows[k]))
 
     def held(k: int) -> tuple[Any, ...] | None:
