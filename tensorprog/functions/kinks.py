@@ -32,8 +32,11 @@ _BLOCK, _WIDE_BLOCK = 256, 2048
 def _grid(wide: bool) -> np.ndarray:
     """Points, off round numbers: even steps near 0, `wide` further, 3 % steps from 1e-7 to 1e5 on both sides."""
     graded = np.geomspace(1.03e-7, 1.07e5, 980)
-    end, count = (_WIDE, 17 * _WIDE_BLOCK) if wide else (_NARROW, 38 * _BLOCK)
-    even = np.linspace(-end - 0.034, end + 0.071, count - 2 * len(graded))
+    count = 38 * _BLOCK - 2 * len(graded)
+    even, step = np.linspace(-_NARROW - 0.034, _NARROW + 0.071, count, retstep=True)
+    if wide:  # the same steps further
+        beyond = (17 * _WIDE_BLOCK - 38 * _BLOCK) // 2
+        even = even[0] + step * np.arange(-beyond, count + beyond)
     return np.sort(np.concatenate([-graded, even, graded]))
 
 
