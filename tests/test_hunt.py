@@ -156,7 +156,11 @@ def test_a_seed_is_its_case() -> None:
             np.testing.assert_allclose(made["truth"][key]["row"], known["row"], rtol=1e-9, atol=1e-13)
 
 
-FIXED = ()
+# Those that take a second or two each: kernels without a closed form take ten times as long, most of it compilation.
+FIXED = (
+    "poles 0", "poles 1", "poles 4", "poles 6",
+    *(f"moments {seed}" for seed in (1, 2, 3, 8, 11, 13, 17, 19, 23, 25, 26, 27, 31, 32, 36, 39)),
+)  # fmt: skip
 
 
 @pytest.mark.slow
