@@ -92,6 +92,28 @@ def test_two_gaussians() -> None:
     assert abs(kinked.value - shifted) <= kinked.error <= 1e-9 * shifted
 
 
+def bells(height: float) -> Any:
+    """Two narrow bells of three Gaussians, far from every node of a grid of steps of 0.4."""
+
+    def fn(a: Any, b: Any, c: Any) -> Any:
+        one = jnp.exp(-1120 * ((a - 0.552) ** 2 + (b - 0.701) ** 2 + (c + 0.787) ** 2))
+        return one + height * jnp.exp(-700 * ((a + 1) ** 2 + (b - 0.2) ** 2 + (c - 0.1) ** 2))
+
+    return fn
+
+
+@pytest.mark.parametrize("height", [0.0, 2.0])
+def test_narrow_functions_of_three_gaussians(height: float) -> None:
+    """Neither nodes nor draws see them, and no number is said that is not theirs."""
+
+    def bell(rate: float, *middle: float) -> float:
+        return math.prod(math.exp(-rate * m * m / (1 + 2 * rate)) / math.sqrt(1 + 2 * rate) for m in middle)
+
+    found = mean(bells(height), 3)
+    true = bell(1120, 0.552, 0.701, -0.787) + height * bell(700, -1, 0.2, 0.1)
+    assert abs(found.value - true) <= found.error + 1e-13 * true and found.error <= 1e-9 * true
+
+
 def test_limits_say_how_exact_they_are() -> None:
     for fn, var, truth in (
         (lambda z: jnp.exp(0.3 * z * z), 1.5, 0.1**-0.5),

@@ -20,6 +20,7 @@ import numpy as np
 from scipy.special import erfcx, ndtri
 from scipy.stats import qmc
 
+from tensorprog.functions.peaks import peaks
 from tensorprog.functions.quadrature import NODES, WEIGHTS
 from tensorprog.functions.signals import signals
 
@@ -361,27 +362,42 @@ def _along(fn: Known, given: Array) -> Lines:
 
 
 def _cube(fn: Known) -> Found:
-    """By the trapezoidal rule, a coarser one beside it, and draws, which see what lies between the nodes of both."""
-    results = []
-    for nodes in _CUBE:
-        z = np.linspace(-_CUBE_REACH, _CUBE_REACH, nodes)
-        weights = np.exp(-(z**2) / 2)
-        weights /= weights.sum()
-        points = np.stack([a.reshape(-1) for a in np.meshgrid(*[z] * fn.dimensions, indexing="ij")])
-        whole = weights
-        for _ in range(fn.dimensions - 1):
-            whole = np.multiply.outer(whole, weights)
-        values = fn(points)[1]
-        with np.errstate(all="ignore"):
-            results.append((whole.reshape(-1) @ values, whole.reshape(-1) @ np.abs(values)))
-            outside = (np.abs(points) == _CUBE_REACH).any(0)
-            edge = (whole.reshape(-1) * np.abs(values))[outside].sum()
-    (fine, size), (coarse, _) = results
+    """By the trapezoidal rule, a coarser one beside it, and draws, which see what lies between the nodes of both;
+    narrow peaks between the nodes on grids of their own."""
+    values_at = lambda points: fn(points)[1]
+    (value, size, edge, points, held), (coarse, *_) = (_on_nodes(values_at, fn.dimensions, nodes) for nodes in _CUBE)
+    error = 3 * abs(value - coarse) + 100 * edge + 16 * EPS * size
+    with np.errstate(all="ignore"):
+        heights = np.log(np.abs(held)).reshape([_CUBE[0]] * fn.dimensions)
+    narrow = peaks(values_at, np.nan_to_num(heights, nan=-np.inf), np.linspace(-_CUBE_REACH, _CUBE_REACH, _CUBE[0]))
+    if narrow:
+        outside = ~np.any([p.holds(points) for p in narrow], 0)
+        whole = sum(p.size for p in narrow)
+        beside = sum(p.error for p in narrow) + 3 * float(np.abs(held[outside]).sum())
+        if whole > 2 * size or beside < error:
+            value, error, size = sum(p.value for p in narrow), beside, max(size, whole)
     unit = qmc.Sobol(fn.dimensions, seed=0).random(2**15)
-    drawn = fn(ndtri(np.clip(unit.T, 1e-12, 1 - 1e-12)))[1].reshape(32, -1).mean(1)
-    spread = 4 * drawn.std(ddof=1) / math.sqrt(len(drawn))
-    error = 3 * abs(fine - coarse) + 100 * edge + 16 * EPS * size
-    apart = abs(fine - drawn.mean())
-    error = error if apart <= spread + error else apart + spread
-    size = max(size, np.abs(drawn).mean())
-    return Found(float(fine), float(error) if np.isfinite(fine) and not np.isnan(error) else math.inf, float(size))
+    drawn = values_at(ndtri(np.clip(unit.T, 1e-12, 1 - 1e-12))).reshape(32, -1)
+    spread, seen = 4 * drawn.mean(1).std(ddof=1) / math.sqrt(len(drawn)), np.abs(drawn).mean()
+    apart = abs(value - drawn.mean())
+    # Draws that meet a narrow peak once or not at all know nothing of it.
+    missed = bool(narrow) and seen <= size + spread
+    error = error if apart <= spread + error or missed else apart + spread
+    return Found(
+        float(value), float(error) if np.isfinite(value) and not np.isnan(error) else math.inf, float(max(size, seen))
+    )
+
+
+def _on_nodes(fn: Callable[[Array], Array], dimensions: int, nodes: int) -> tuple[float, float, float, Array, Array]:
+    """The trapezoidal rule: E f, E |f|, what the nodes at the edge hold, the nodes and f φ there."""
+    z = np.linspace(-_CUBE_REACH, _CUBE_REACH, nodes)
+    weights = np.exp(-(z**2) / 2)
+    weights /= weights.sum()
+    points = np.stack([a.reshape(-1) for a in np.meshgrid(*[z] * dimensions, indexing="ij")])
+    whole = weights
+    for _ in range(dimensions - 1):
+        whole = np.multiply.outer(whole, weights)
+    with np.errstate(all="ignore"):
+        held = whole.reshape(-1) * fn(points)
+        edge = np.abs(held)[(np.abs(points) == _CUBE_REACH).any(0)].sum()
+        return float(held.sum()), float(np.abs(held).sum()), float(edge), points, held
