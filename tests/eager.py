@@ -28,6 +28,7 @@ from tensorprog.functions.frozen import Function
 from tensorprog.interpret import (
     batch,
     evaluator,
+    exact,
     integrals,
     joints,
     linear,
@@ -309,8 +310,8 @@ def eager() -> Iterator[None]:
     given = kernel.batch
     changes: list[tuple[Any, str, Any]] = [
         *_on_numpy(),
-        *((module, "jnp", NUMPY) for module in (evaluator, particles, products, spaces, roads, decomposition)),
-        *((module, "jax", shim) for module in (evaluator, particles, products, spaces, roads)),
+        *((module, "jnp", NUMPY) for module in (evaluator, particles, products, spaces, roads, exact, decomposition)),
+        *((module, "jax", shim) for module in (evaluator, particles, products, spaces, roads, exact)),
         *((base, name, _expected(getattr(base, name), count)) for name, count in one.items()),
         *((joints, name, _several_expected(getattr(joints, name), count)) for name, count in several.items()),
         (products, "_substituted", _substituted),
@@ -321,6 +322,7 @@ def eager() -> Iterator[None]:
         (evaluation, "_tile", inspect.unwrap(evaluation._tile)),
         (families, "_grown", inspect.unwrap(families._grown)),  # it takes its factor from `products`
         (limits, "expectations", inspect.unwrap(roads.expectations)),
+        (exact, "_run", inspect.unwrap(exact._run)),
         (kernel, "batch", lambda *args: array(given(*args))),
         (evaluator.Evaluator, "pointwise", _at_points),
         (Function, "__call__", _function),
