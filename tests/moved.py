@@ -87,10 +87,10 @@ class Roads:
         entries = [m[..., i, j] for m in jax.tree.leaves(covs) for i, j in np.ndindex(m.shape[-2:])]
         return self.road(kind, "slope" if isinstance(f, joints.Partial) else "value", *entries, *numbers)
 
-    def joint_expectation(self, f: Any, g: Any, cov: Any, numbers: Any) -> Any:
+    def joint_expectation(self, f: Any, g: Any, cov: Any, numbers: Any, *, bounds: bool = True) -> Any:
         return self.several("joint", f.fn if isinstance(f, joints.Onto) else f, cov, numbers)
 
-    def crossing(self, functions: Any, slots: Any, count: int, covs: Any, numbers: Any) -> Any:
+    def crossing(self, functions: Any, slots: Any, count: int, covs: Any, numbers: Any, *, bounds: bool = True) -> Any:
         return self.several("crossing", functions[0], covs, numbers)
 
     # ---- batch norm: variances count as they are, covariances with turns of sign, those between the sides with both

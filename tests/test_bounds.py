@@ -43,7 +43,7 @@ def test_sums_and_their_bounds_compiled(kind: str, terms: int) -> None:
     group = Group((kind, "left"), arrays, True)
 
     def run(full: Buffer, known: Alone, monomials: Any, seeds: Any) -> Any:
-        return getattr(rules, kind)(group, arrays, Context(((), ()), monomials, seeds, known, known), full)
+        return getattr(rules, kind)(group, arrays, Context(((), ()), monomials, {}, seeds, known, known), full)
 
     compiled = jax.jit(run)
     found = [compiled(full, known, monomials, seeds) for _ in range(3)]
@@ -161,7 +161,7 @@ def chained(x: Any) -> Any:
     W, V = tp.weight("W", n, n), tp.weight("V", n, n)
     h = tp.weight("U", n, x.features) @ x
     s = tp.nonlin(jnp.tanh, h)
-    c = tp.moment(lambda z: z * jnp.sin(z), h) * tp.moment(lambda p, q: jnp.sin(p) * q, h, W @ s)
+    c = tp.moment(lambda z: z * jnp.sin(z), h) * tp.moment(lambda p, q: jnp.tanh(p * q + p), h, W @ s)
     u = tp.nonlin(lambda p, q: jnp.maximum(p, 0.3 * q), W @ (s * c), V @ s)
     return tp.weight("v", 1, n) @ tp.nonlin(jnp.tanh, W @ u)
 

@@ -114,6 +114,7 @@ def test_narrow_functions_of_three_gaussians(height: float) -> None:
     assert abs(found.value - true) <= found.error + 1e-13 * true and found.error <= 1e-9 * true
 
 
+@pytest.mark.slow
 def test_limits_say_how_exact_they_are() -> None:
     for fn, var, truth in (
         (lambda z: jnp.exp(0.3 * z * z), 1.5, 0.1**-0.5),
@@ -159,12 +160,14 @@ def test_limits_that_do_not_exist_are_refused(name: str) -> None:
         tp.limit(average(fn, var))
 
 
+@pytest.mark.slow
 def test_limits_of_two_vectors_that_do_not_exist() -> None:
     for fn in (lambda a, b: a / b, lambda a, b: jnp.exp(0.3 * (a + b) ** 2)):
         with pytest.raises(tp.ProgramError, match="does not exist"):
             tp.limit(average(fn, vectors=2))
 
 
+@pytest.mark.slow
 def test_second_moments_on_nodes_and_draws_that_do_not_exist() -> None:
     def squared() -> Any:
         return tp.moment(jnp.square, tp.nonlin(lambda z: jnp.exp(0.3 * z * z), tp.bias("x", tp.Width("n"))))
@@ -230,6 +233,7 @@ def test_a_moment_of_which_no_digit_is_known_is_refused() -> None:
         tp.nngp(network(lambda z: jnp.cos(1e6 * z) * jnp.exp(z), moment=True), jnp.ones((1, 2)))
 
 
+@pytest.mark.slow
 def test_overflow_names_the_range_and_a_remedy_that_works() -> None:
     program, x = tp.nets.net("mlp").program(tp.Input(2), depth=2), np.array([[1.0, 2.0]])
     with pytest.raises(tp.ProgramError, match=r"float32 \(up to 3e\+38\)[\s\S]*float64"):

@@ -209,7 +209,7 @@ def affine(x: Any) -> Any:
 NORMS = {"layer norm": layer_norm, "rms norm": rms_norm, "affine": affine}
 
 
-@pytest.mark.parametrize("name", ["layer norm", *(pytest.param(n, marks=pytest.mark.slow) for n in list(NORMS)[1:])])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) for n in NORMS])
 def test_vectors_that_two_weights_read(name: str) -> None:
     program = tp.trace(lambda x: read_twice(NORMS[name], x), tp.Input(5))
     x, y = (np.random.default_rng(k).normal(size=(2, 5)) for k in (0, 1))
@@ -231,8 +231,9 @@ def both(program: tp.Program) -> int:
     return check(program, x, y)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize(
+    "number", [pytest.param(k, marks=pytest.mark.slow if k < 3 else pytest.mark.full) for k in range(12)]
+)
 def test_random_programs(number: int) -> None:
     program = distinct(12)[number].program
     try:
@@ -248,7 +249,9 @@ def test_random_programs(number: int) -> None:
 SHORT = ("mlp", "mlp_tied", "mlp_two_widths", "resnet_mlp", "layernorm_mlp", "rmsnorm_mlp", "siamese", "rnn", "swiglu")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in ("mlp_tied", "rmsnorm_mlp") else pytest.mark.full) for n in SHORT],
+)
 def test_zoo(name: str) -> None:
     assert both(tp.nets.ZOO[name]) > 8

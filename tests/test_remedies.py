@@ -52,6 +52,12 @@ def recurrent_from(start: Any) -> Callable[[Any], Any]:
     return fn
 
 
+def centred(x: Any) -> Any:
+    h = wide(x)
+    m = tp.moment(lambda a: a, h)
+    return out(tp.nonlin(lambda a, m: a - m, h, scalars=(m,)))
+
+
 def tied(t: Any) -> Any:
     E = tp.bias("E", N, sites=(3,))
     h = tp.nonlin(jnp.tanh, tp.sum(t * E))
@@ -216,6 +222,12 @@ ROWS: list[tuple[str, Callable[[], Any], tuple[Callable[[], Any], ...]]] = [
     # the zoo
     ("give tp.Input(time, features)", of(tp.nets.rnn), (of(tp.nets.rnn, tp.Input(4, 3)),)),
     ("give tp.Input(tokens, features)", of(tp.nets.transformer), (of(tp.nets.transformer, tp.Input(2, 3)),)),
+    ("averages over the width are tp.moment(fn, x), and functions of whole site axes tp.nonlin(fn, x, over=axes)",
+     of(lambda x: out(tp.nonlin(lambda a: a - a.mean(axis=0), wide(x)))),
+     (of(lambda x: tp.moment(lambda a: a * a, wide(x))),
+      of(lambda x: out(tp.nonlin(lambda a: a.max(axis=0), wide(x), over=(0,))), tp.Input(4, 3)))),
+    ("m = tp.moment(lambda a: a, x) and tp.nonlin(lambda a, m: a - m, x, scalars=(m,))",
+     of(lambda x: out(tp.nonlin(lambda a: a - a.mean(), wide(x)))), (of(centred),)),
 ]  # fmt: skip
 
 

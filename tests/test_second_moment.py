@@ -222,7 +222,7 @@ def near(t: float) -> np.ndarray:
     return np.sqrt(2) * np.array([[1.0, 0.0], [np.cos(t), np.sin(t)]])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_an_oscillating_product_of_inputs_near_each_other() -> None:
     """a·sin(6b): both kernels are 2-term products of closed forms, with most of them beyond any series' reach."""
     r, q = np.cos(0.1) ** np.array([0, 1]), 72.0

@@ -191,8 +191,8 @@ def test_several_inputs_in_single_precision_and_numbers_of_jax() -> None:
     ("change", "words"),
     [
         ({"y": np.ones(5)}, r"y: has shape \(5,\), and the outputs at x are \(6,\)"),
-        ({"y": np.full(6, np.nan)}, "y: holds NaN"),
-        ({"y": ["odd"] * 6}, "y: no numbers"),
+        ({"y": np.full(6, np.nan)}, "y: NaN or infinite at"),
+        ({"y": ["odd"] * 6}, "y: holds text, not numbers"),
         ({"x_test": np.ones((2, 4))}, "x_test: .*features"),
         ({"x": np.full((6, 3), np.inf)}, "x: NaN or infinite"),
         ({"lr": -1.0}, "lr: -1 is no learning rate"),

@@ -298,7 +298,7 @@ def _factors(term: tuple[_Node, ...], fallback: _Node) -> list[_Node]:
         found.insert(0, reduce(_times, [*beside, node]))
     if not found[0].reads:  # a constant: a function of any vector
         return [_node(lambda c, x: c + 0 * x, found[0], fallback)]
-    return found
+    return found[::-1]  # as they stand in the function
 
 
 class Factor(NamedTuple):

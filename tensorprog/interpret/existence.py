@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from tensorprog.functions.frozen import Function
 from tensorprog.functions.lines import Line, look
 from tensorprog.functions.signals import tame
 from tensorprog.gia import reached
-from tensorprog.ir import MatMul, Moment, Nonlin, Structure
+from tensorprog.ir import Leaf, MatMul, Moment, Nonlin, ScalarResult, SiteLinear, Structure
 from tensorprog.program import Program
 from tensorprog.show import Printer
 
@@ -193,8 +193,10 @@ def watched(structure: Structure, ends: tuple[int, ...]) -> tuple[Watched, ...]:
                 found.append((position, v, (moment.fn,), moment.numbers, 1, 1 + len(rest)))
             case MatMul(x=v):
                 found.append((position, v, (), (), 2, 1))
-            case _:
+            case Leaf() | SiteLinear() | Nonlin() | ScalarResult():
                 pass
+            case never:
+                assert_never(never)
     result = []
     for position, v, functions, numbers, power, last in found:
         inner = instructions[v]

@@ -165,6 +165,8 @@ def scalar(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffe
     if buffer.error is not None:
         slope = jax.vmap(jax.jacfwd(Bare(call)), in_axes=(1, None, None), out_axes=2)
         slopes = jax.vmap(slope, (0, 0, [None if one else 0 for one in shared]))(values, numbers, kept)
-        moved = jnp.einsum("qmkn,qkn->qmn", jnp.abs(slopes), buffer.error[cells])
+        # The arguments' own rounding counts: in a function of them much may cancel.
+        off = buffer.error[cells] + 4 * jnp.finfo(value.dtype).eps * jnp.abs(values)
+        moved = jnp.einsum("qmkn,qkn->qmn", jnp.abs(slopes), off)
         error = (moved + 16 * jnp.finfo(value.dtype).eps * jnp.abs(value)).reshape(-1, value.shape[-1])
     return value.reshape(-1, value.shape[-1]), None, error, None

@@ -92,7 +92,7 @@ def test_parts_compare_and_keep_derivatives() -> None:
     build = lambda: separated(freeze(lambda a, b: jax.nn.relu(a) * jnp.sin(3 * b))[0], (True, True), 0, ())
     assert build() == build()
     (term,) = build() or ()
-    sine, relu = (f.fn for f in term)
+    relu, sine = (f.fn for f in term)
     assert sine is not None
     assert relu is not None
     assert jax.grad(relu)(0.0) == 0.0  # jnp.maximum has ½ there

@@ -33,6 +33,7 @@ def waves(scale: float, variance: Any, correlation: Any) -> Any:
     return (np.exp(-q * (1 - correlation)) - np.exp(-q * (1 + correlation))) / 2
 
 
+@pytest.mark.slow
 def test_oscillations_up_to_correlation_one() -> None:
     """a·sin(6b), b of variances from 1e-3 to 2, and sin(4(a + b)) of dependent a and b with one Gaussian of a's own."""
     variances = np.array([1e-3, 0.1, 2.0])[:, None]
@@ -47,7 +48,7 @@ def test_oscillations_up_to_correlation_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.full)])
 def test_dependent_gaussians_turned_against_each_other(dtype: str) -> None:
     """sin(3(a + b)) where the other input's Gaussians are correlated with these in no common direction."""
     own, other = np.array([[1.0, 0.8], [0.8, 2.0]]), np.array([[0.5, -0.1], [-0.1, 1.5]])
@@ -71,7 +72,7 @@ def arccosine(correlation: Any) -> Any:
     return (np.sqrt(1 - correlation**2) + (np.pi - np.arccos(correlation)) * correlation) / (2 * np.pi)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_kinks_and_jumps_up_to_correlation_one() -> None:
     """They converge slowly: bounds hold, and are small."""
     cov = np.broadcast_to(np.diag([1.0, 2.0]), (9, 2, 2))
