@@ -24,7 +24,7 @@ against limit.
 
 from tensorprog import empirical, functions, nets, predict
 from tensorprog.comparison import Comparison, TrainingComparison, compare, compare_training
-from tensorprog.errors import ProgramError
+from tensorprog.errors import KernelWarning, ProgramError
 from tensorprog.interpret.check import Reason, Report, check
 from tensorprog.interpret.finite import apply, init
 from tensorprog.interpret.recursion import Recursion, recursion
@@ -47,6 +47,7 @@ __all__ = [
     "Comparison",
     "Data",
     "Input",
+    "KernelWarning",
     "Kernels",
     "Limit",
     "Program",

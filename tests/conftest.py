@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +26,19 @@ settings.load_profile("tests")
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax" / os.environ.get("PYTEST_XDIST_WORKER", "main")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--until", type=float, help="seconds since the epoch: slow tests that would begin later are skipped, and named"
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A machine that is busy with other things runs as many of the slow tests as fit."""
+    until = item.config.getoption("--until")
+    if until is not None and time.time() > until and item.get_closest_marker("slow") is not None:
+        pytest.skip("no time is left for it in this run")
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def sums_of_many(x: Any) -> Any:
     return tp.weight("v", 1, n) @ tp.nonlin(jax.nn.relu, tp.weight("W", n, n) @ s + tp.bias("b", n))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["mlp", "sums of many"])
 def test_bounds_in_single_precision_cover_and_repeat(name: str) -> None:
     """The same of whole kernels, one call after the other and inside a transformation."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_four_devices_give_the_values_of_one(fresh_process: Callable[[str], str]) -> None:
     """One process for all, since a process has as many devices as it starts with."""
     printed = fresh_process(

@@ -43,13 +43,13 @@ def noisy(w: Any, x: Any) -> Any:
         (noisy, r"draws random numbers.*deterministic=True"),
     ],
 )
-@pytest.mark.parametrize("count", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1, pytest.param(3, marks=pytest.mark.full)])
 def test_what_is_not_a_function_of_one_example(f: Any, words: str, count: int) -> None:
     with pytest.warns(KernelWarning, match=words):
         empirical.ntk(f, W, X[:count], method="jacobian")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_other_kernels_say_it_too() -> None:
     with pytest.warns(KernelWarning, match="mixes"):
         empirical.ntk_vector_product(normalised, W, X, jnp.ones((3, 6)))
@@ -84,7 +84,7 @@ class Block(nn.Module):
         return nn.Dense(2)(nn.relu(h))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_flax_model_in_training_and_as_it_is_used() -> None:
     x = jnp.asarray(X, jnp.float32)
     variables = Block(False).init(jax.random.key(0), x)

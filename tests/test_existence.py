@@ -221,13 +221,13 @@ def test_a_moment_inside_a_kernel_that_does_not_exist() -> None:
         tp.nngp(network(lambda z: 1 / jnp.abs(z - 1), moment=True), jnp.ones((1, 2)))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_moment_with_a_logarithm_in_a_kernel() -> None:
     found = tp.nngp(network(lambda z: jnp.log(jnp.abs(z - 1)), moment=True), jnp.ones((1, 2)))
     np.testing.assert_allclose(found, BESIDE**2, rtol=1e-8)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_moment_of_which_no_digit_is_known_is_refused() -> None:
     with pytest.raises(tp.ProgramError, match=r"test_existence.py:\d+[\s\S]*known to no digit"):
         tp.nngp(network(lambda z: jnp.cos(1e6 * z) * jnp.exp(z), moment=True), jnp.ones((1, 2)))

@@ -218,7 +218,7 @@ def test_vectors_that_two_weights_read(name: str) -> None:
     check(program, x, y)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_second_moments_have_a_name_of_their_own() -> None:
     program = tp.trace(lambda x: read_twice(shifted, x), tp.Input(5))
     x, y = (np.random.default_rng(k).normal(size=(2, 5)) for k in (0, 1))
@@ -251,7 +251,7 @@ SHORT = ("mlp", "mlp_tied", "mlp_two_widths", "resnet_mlp", "layernorm_mlp", "rm
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow if n in ("mlp_tied", "rmsnorm_mlp") else pytest.mark.full) for n in SHORT],
+    [pytest.param(n, marks=pytest.mark.full) for n in SHORT],
 )
 def test_zoo(name: str) -> None:
     assert both(tp.nets.ZOO[name]) > 8

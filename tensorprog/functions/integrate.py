@@ -245,6 +245,41 @@ def _tails(lines: Lines, end: Array, sign: float) -> tuple[Array, Array]:
         return far, np.where(np.isfinite(far), 4 * np.abs(far - coarser), np.inf)
 
 
+class _Pieces(NamedTuple):
+    """Panels: the row that each is of, where its piece begins and how wide that is, its ends in the piece."""
+
+    row: Array
+    first: Array
+    width: Array
+    left: Array
+    right: Array
+
+
+def _totals(own: _Rows, row: Array, measures: Array) -> tuple[Array, Array, Array, Array]:
+    value, size, error, fixed = (np.bincount(row, measures[:, k], own.count) for k in range(4))
+    return value, size, error, fixed
+
+
+def _rough(own: _Rows, pieces: _Pieces, measures: Array, effort: Effort) -> Array:
+    """The panels that are not settled, of rows that may have more."""
+    sizes = np.bincount(pieces.row, measures[:, 1], own.count)
+    counts = np.bincount(pieces.row, minlength=own.count)
+    limit = np.where(counts < effort.panels, np.maximum(0.05 * EPS * sizes, np.finfo(float).tiny), np.inf)
+    return np.flatnonzero(measures[:, 2] > limit[pieces.row])
+
+
+def _halved(own: _Rows, pieces: _Pieces, measures: Array, rough: Array) -> tuple[_Pieces, Array]:
+    twice = _Pieces(*(np.concatenate([x[rough]] * 2) for x in pieces))
+    middle = (pieces.left[rough] + pieces.right[rough]) / 2
+    halves = twice._replace(
+        left=np.concatenate([pieces.left[rough], middle]), right=np.concatenate([middle, pieces.right[rough]])
+    )
+    keep = np.ones(len(pieces.row), bool)
+    keep[rough] = False
+    joined = _Pieces(*(np.concatenate([old[keep], new]) for old, new in zip(pieces, halves, strict=True)))
+    return joined, np.concatenate([measures[keep], _panels(own, *halves)])
+
+
 def _integrated(own: _Rows, effort: Effort) -> Found:
     """E of each row's function of one standard Gaussian."""
     places, low, high = _places(own.lines, own.count, effort)
@@ -256,27 +291,14 @@ def _integrated(own: _Rows, effort: Effort) -> Found:
     edges = np.sort(np.clip(edges, low[:, None], high[:, None]), 1)
     row, piece = np.nonzero(np.diff(edges) > 0)
     first, width = edges[row, piece][:, None], np.diff(edges)[row, piece][:, None]
-    left, right = np.zeros(len(row)), np.ones(len(row))
-    measures = _panels(own, row, first, width, left, right)
+    pieces = _Pieces(row, first, width, np.zeros(len(row)), np.ones(len(row)))
+    measures = _panels(own, *pieces)
     for _ in range(_HALVINGS):
-        sizes = np.bincount(row, measures[:, 1], own.count)
-        counts = np.bincount(row, minlength=own.count)
-        limit = np.where(counts < effort.panels, np.maximum(0.05 * EPS * sizes, np.finfo(float).tiny), np.inf)
-        rough = np.flatnonzero(measures[:, 2] > limit[row])
+        rough = _rough(own, pieces, measures, effort)
         if not len(rough):
             break
-        middle = (left[rough] + right[rough]) / 2
-        halves = (
-            np.concatenate([row[rough]] * 2), np.concatenate([first[rough]] * 2), np.concatenate([width[rough]] * 2),
-            np.concatenate([left[rough], middle]), np.concatenate([middle, right[rough]]),
-        )  # fmt: skip
-        keep = np.ones(len(row), bool)
-        keep[rough] = False
-        row, first, width, left, right = (
-            np.concatenate([old[keep], new]) for old, new in zip((row, first, width, left, right), halves, strict=True)
-        )
-        measures = np.concatenate([measures[keep], _panels(own, *halves)])
-    value, size, error, fixed = (np.bincount(row, measures[:, k], own.count) for k in range(4))
+        pieces, measures = _halved(own, pieces, measures, rough)
+    value, size, error, fixed = _totals(own, pieces.row, measures)
     error = error + fixed + beyond + 64 * EPS * size
     if own.measured is None:
         for sign, end in ((-1.0, low), (1.0, high)):
@@ -376,7 +398,7 @@ def _cube(fn: Known) -> Found:
         beside = sum(p.error for p in narrow) + 3 * float(np.abs(held[outside]).sum())
         if whole > 2 * size or beside < error:
             value, error, size = sum(p.value for p in narrow), beside, max(size, whole)
-    unit = qmc.Sobol(fn.dimensions, seed=0).random(2**15)
+    unit = qmc.Sobol(fn.dimensions, rng=0).random(2**15)
     drawn = values_at(ndtri(np.clip(unit.T, 1e-12, 1 - 1e-12))).reshape(32, -1)
     spread, seen = 4 * drawn.mean(1).std(ddof=1) / math.sqrt(len(drawn)), np.abs(drawn).mean()
     apart = abs(value - drawn.mean())

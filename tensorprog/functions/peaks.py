@@ -29,7 +29,7 @@ class Peak(NamedTuple):
 
     def holds(self, points: Array) -> Array:
         """Which of points (dimensions, m) lie in the box."""
-        return (np.abs(points - self.middle[:, None]) <= self.half[:, None]).all(0)
+        return np.asarray((np.abs(points - self.middle[:, None]) <= self.half[:, None]).all(0))
 
 
 def peaks(fn: Callable[[Array], Array], heights: Array, nodes: Array) -> list[Peak]:

@@ -84,7 +84,7 @@ def test_large_arrays_are_one_number():
         jax.eval_shape(jax.grad(lambda w: expect_one(phi, phi, 1.0, (w,), (w,))), *held)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_kernels_and_their_derivatives():
     """E φ(u)φ(v) = w₀² c + w₁² (ab + 2c²), and the NTK adds c E φ′φ′ = c (w₀² + 4 w₁² c)."""
     nngp = W[0] ** 2 * C + W[1] ** 2 * (A * B + 2 * C * C)

@@ -72,7 +72,7 @@ def test_all_jumps_within_reach(fn):
     np.testing.assert_allclose(places[near], FUNCTIONS[fn][0], rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("fn", rarely([quarters, square_wave], quarters))
 def test_second_moment_and_its_derivative(fn):
     phi, (places, plain), a = elementwise_of(fn), FUNCTIONS[fn], 0.7

@@ -94,7 +94,7 @@ TRUTHS = {
 
 @pytest.mark.parametrize(
     "fn",
-    [pytest.param(fn, marks=pytest.mark.slow if fn is straight_through_sign else pytest.mark.full) for fn in TRUTHS],
+    [pytest.param(fn, marks=pytest.mark.full) for fn in TRUTHS],
     ids=[getattr(fn, "__name__", "fn") for fn in TRUTHS],
 )
 def test_value_by_the_function_slope_by_the_rule(fn):

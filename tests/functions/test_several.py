@@ -47,7 +47,7 @@ def test_oscillations_up_to_correlation_one() -> None:
     assert bound.max() < 1e-9
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.full)])
 def test_dependent_gaussians_turned_against_each_other(dtype: str) -> None:
     """sin(3(a + b)) where the other input's Gaussians are correlated with these in no common direction."""
@@ -116,7 +116,7 @@ def test_bounds_see_peaks_between_the_nodes() -> None:
     assert (np.abs(value - truth) > 0.9 * truth).any(), "the case is what it is said to be"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_gaussians_that_both_sides_share() -> None:
     """E cos(g₁ + g₂) cos(g₂ + g₃) of three Gaussians of one input, of which both functions read the second."""
     cov = np.array([[1.0, 0.3, 0.2], [0.3, 2.0, -0.4], [0.2, -0.4, 0.5]])
