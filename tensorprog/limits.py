@@ -166,14 +166,14 @@ def expected(
     if options.method != "auto" or word != "quadrature" or not known:
         return value, jax.tree.map(stated, value, error), word
     # Of outputs their values count, not what is only told of them.
-    judged = [x[0] if isinstance(read, Outputs) else x for x in (value, error)]
-    coarse = not is_small(*judged, _GOOD)
+    mean, off = (x[0] if isinstance(read, Outputs) else x for x in (value, error))
+    coarse = not is_small(mean, off, _GOOD)
     blind = not coarse and road.method != "exact" and untamed(program.structure, ends)
     blind = blind and _missed(take, program.structure, ends, options, read, value)
     if coarse or blind:
         road = choose(program.structure, ends, replace(options, method="particles"))
         drawn, spread = take(road=road)
-        if blind or not is_smaller(judged[1], spread[0] if isinstance(read, Outputs) else spread):
+        if blind or not is_smaller(off, spread[0] if isinstance(read, Outputs) else spread):
             return drawn, jax.tree.map(stated, drawn, spread), road.method
     return value, jax.tree.map(stated, value, error), word
 

@@ -91,7 +91,7 @@ def test_parts_compare_and_keep_derivatives() -> None:
     """Equal when built twice, so that programs compile once; slopes are those of the function's own rules."""
     build = lambda: separated(freeze(lambda a, b: jax.nn.relu(a) * jnp.sin(3 * b))[0], (True, True), 0, ())
     assert build() == build()
-    (term,) = build() or ()
+    (term,) = build() or ((),)
     relu, sine = (f.fn for f in term)
     assert sine is not None
     assert relu is not None
