@@ -19,8 +19,8 @@ import numpy as np
 from tensorprog.errors import ProgramError, located, warn
 from tensorprog.functions.crossing import crossing
 from tensorprog.functions.joint import Partial, joint
-from tensorprog.interpret.composite import Vectorial, remap
-from tensorprog.interpret.system import Moments, joint_equations
+from tensorprog.interpret.composite import Vectorial
+from tensorprog.interpret.system import Moments, joint_sides
 from tensorprog.program import Program
 from tensorprog.show import Printer
 
@@ -89,13 +89,10 @@ def _tell(program: Program, position: int, variance: float, off: float) -> None:
 def _functions(program: Program, m: Moments, sides: Sequence[Any]) -> dict[Any, _Found]:
     """Both sides of all joint expectations, by the function of its own Gaussians and how many numbers it is handed."""
     found: dict[Any, list[_Found]] = {}
-    for owners, e in joint_equations(m.demand):
-        _, left, right, *_ = owners[int(e.out[0])]
-        for fn, slots, owner in ((e.left, e.left_slots, left), (e.right, e.right_slots, right)):
-            if fn is not None:
-                alone = Vectorial(remap(fn.expr, {slot: place for place, slot in enumerate(slots)}, 0), fn.shapes)
-                uses = (_met(program, m, same, e.own(slots), e.numbers, owner) for same in sides)
-                found.setdefault((alone, e.numbers.shape[1]), []).extend(uses)
+    for side in joint_sides(m.demand):
+        e = side.equation
+        uses = (_met(program, m, same, e.own(side.slots), e.numbers, side.owner) for same in sides)
+        found.setdefault((side.alone, e.numbers.shape[1]), []).extend(uses)
     return {key: _Found(*map(np.concatenate, zip(*uses, strict=True))) for key, uses in found.items()}
 
 

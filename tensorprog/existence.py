@@ -15,10 +15,10 @@ from tensorprog.functions.batchnorm import dimensions
 from tensorprog.functions.integrate import mean
 from tensorprog.functions.lines import look
 from tensorprog.functions.signals import tame
-from tensorprog.interpret.composite import Vectorial, remap
+from tensorprog.interpret.composite import Vectorial
 from tensorprog.interpret.equations import BatchEq, JointEq, MeanEq, OneEq, PairEq
 from tensorprog.interpret.existence import fault, missing, of_one, refuse
-from tensorprog.interpret.system import Moments, joint_equations
+from tensorprog.interpret.system import Moments, joint_sides
 from tensorprog.program import Program
 
 MOST = 8
@@ -203,26 +203,23 @@ def unsettled(program: Program, m: Moments, same: Any, *, slopes: bool) -> None:
 
 def _check_joint(program: Program, m: Moments, same: Any) -> None:
     """Functions F of several Gaussians, E F², where these vary most."""
-    for owners, e in joint_equations(m.demand):
-        _, left, right, *_ = owners[int(e.out[0])]
-        for fn, slots, owner in ((e.left, e.left_slots, left), (e.right, e.right_slots, right)):
-            if fn is None or _tame_joint(fn, e):
-                continue
-            alone = Vectorial(remap(fn.expr, {slot: place for place, slot in enumerate(slots)}, 0), fn.shapes)
-            cells = np.asarray(same.value)[:, m.same.kept(e.own(slots))]  # (blocks, equations, k, k, n)
-            covs = np.moveaxis(cells, -1, 2).reshape(-1, len(slots), len(slots))
-            numbers = m.numbers(program.leaves, same, e.numbers).reshape(len(covs), -1)
-            k = int(np.trace(covs, axis1=1, axis2=2).argmax())
-            values, vectors = np.linalg.eigh(covs[k])
-            kept = values > 1e-9 * values.max()
-            factor = vectors[:, kept] * np.sqrt(values[kept])
-            own = (np.zeros(len(slots)), factor, *map(float, numbers[k]))
-            name = getattr(program.structure.instructions[owner], "fn", None)
-            power = 1 if e.right is None else 2
-            what = "its expectation" if power == 1 else "its second moment"
-            told = missing(Own(alone), int(kept.sum()), own, getattr(name, "name", "the function"), power, what)
-            if told is not None:
-                refuse(program, owner, *told)
+    for e, fn, alone, slots, owner in joint_sides(m.demand):
+        if _tame_joint(fn, e):
+            continue
+        cells = np.asarray(same.value)[:, m.same.kept(e.own(slots))]  # (blocks, equations, k, k, n)
+        covs = np.moveaxis(cells, -1, 2).reshape(-1, len(slots), len(slots))
+        numbers = m.numbers(program.leaves, same, e.numbers).reshape(len(covs), -1)
+        k = int(np.trace(covs, axis1=1, axis2=2).argmax())
+        values, vectors = np.linalg.eigh(covs[k])
+        kept = values > 1e-9 * values.max()
+        factor = vectors[:, kept] * np.sqrt(values[kept])
+        own = (np.zeros(len(slots)), factor, *map(float, numbers[k]))
+        name = getattr(program.structure.instructions[owner], "fn", None)
+        power = 1 if e.right is None else 2
+        what = "its expectation" if power == 1 else "its second moment"
+        told = missing(Own(alone), int(kept.sum()), own, getattr(name, "name", "the function"), power, what)
+        if told is not None:
+            refuse(program, owner, *told)
 
 
 @lru_cache(maxsize=1024)

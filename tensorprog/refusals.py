@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from tensorprog.errors import bad_argument, problem
 from tensorprog.functions.breaks import Jumps, refuse_jumps
 from tensorprog.functions.joint import Partial, Plain
-from tensorprog.interpret.composite import Vectorial, remap
-from tensorprog.interpret.system import Moments, joint_equations
+from tensorprog.interpret.system import Moments, joint_sides
 from tensorprog.program import Program
 from tensorprog.show import Printer
 
@@ -50,17 +49,12 @@ def mapped_without_check(*inputs: Any) -> Iterator[None]:
 def _jumping(m: Moments) -> int | None:
     """The first Nonlin of several Gaussians that jumps, or else one whose slope does."""
     kinked = None
-    for owners, e in joint_equations(m.demand):
-        _, left, right, *_ = owners[int(e.out[0])]
-        for fn, slots, owner in ((e.left, e.left_slots, left), (e.right, e.right_slots, right)):
-            if fn is None:
-                continue
-            alone = Vectorial(remap(fn.expr, {slot: place for place, slot in enumerate(slots)}, 0), fn.shapes)
-            given = (tuple(jnp.ones(e.numbers.shape[1])), ())
-            if _refused(alone, len(slots), given):
-                return owner
-            if kinked is None and any(_refused(Partial(alone, i), len(slots), given) for i in range(len(slots))):
-                kinked = owner
+    for e, _, alone, slots, owner in joint_sides(m.demand):
+        given = (tuple(jnp.ones(e.numbers.shape[1])), ())
+        if _refused(alone, len(slots), given):
+            return owner
+        if kinked is None and any(_refused(Partial(alone, i), len(slots), given) for i in range(len(slots))):
+            kinked = owner
     return kinked
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, assert_never
+from typing import Any, NamedTuple, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from tensorprog.errors import NotIntegrated, ProgramError, bad_argument, problem
 from tensorprog.functions.base import Elementwise, polynomially_bounded
 from tensorprog.gia import Finding, backward_products, forward_transposes, readout_findings
 from tensorprog.interpret.buffers import Alone, Buffer, Context
+from tensorprog.interpret.composite import Vectorial, remap
 from tensorprog.interpret.demand import Demand
 from tensorprog.interpret.equations import (
     UNIT,
@@ -159,12 +160,27 @@ def _complete(demand: Demand) -> bool:
     return len(demand.cross.owners) > before
 
 
-def joint_equations(demand: Demand) -> Iterator[tuple[list[Any], JointEq]]:
-    """Expectations of functions of several Gaussians, with the owners of their system's cells."""
+class JointSide(NamedTuple):
+    """A side of an expectation of several Gaussians: the function as it stands in the equation, the same of its own
+    Gaussians alone, which of the equation's they are, and the vector that it is of."""
+
+    equation: JointEq
+    fn: Vectorial
+    alone: Vectorial
+    slots: tuple[int, ...]
+    owner: int
+
+
+def joint_sides(demand: Demand) -> Iterator[JointSide]:
+    """Both sides of all expectations of functions of several Gaussians."""
     for system in (demand.same, demand.cross):
-        for equation in system.equations:
-            if isinstance(equation, JointEq):
-                yield system.owners, equation
+        for e in system.equations:
+            if isinstance(e, JointEq):
+                _, left, right, *_ = system.owners[int(e.out[0])]
+                for fn, slots, owner in ((e.left, e.left_slots, left), (e.right, e.right_slots, right)):
+                    if fn is not None:
+                        moved = remap(fn.expr, {slot: place for place, slot in enumerate(slots)}, 0)
+                        yield JointSide(e, fn, Vectorial(moved, fn.shapes), slots, owner)
 
 
 def _open(equation: Any) -> bool:
