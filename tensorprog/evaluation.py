@@ -154,36 +154,58 @@ def _traced(asked: _Asked, leaves: Any, weights: Array, x1: tuple[Array, ...], x
     if all(is_concrete(a) for a in (*x1, *x2)):
         return results
     zeros = jax.tree.map(jnp.zeros_like, results)
-    return jax.tree.map(jnp.add, results, _moves(asked, 0, zeros, (leaves, weights), (x1, x2)))
+    scalar = tuple(not jnp.ndim(a) for a in leaves)
+    moves = _moves(asked, scalar, (), zeros, _gathered(leaves, scalar, weights), (x1, x2))
+    return jax.tree.map(jnp.add, results, moves)
 
 
-def _in_numbers(asked: _Asked, order: int, numbers: Any, inputs: Any) -> Any:
-    """Kernels of two inputs, whether they are equal or not, or the derivative of some order of these in the numbers:
-    numbers are then of the order before, and the direction."""
-    if order:
-        below = lambda numbers: _in_numbers(asked, order - 1, numbers, inputs)
-        return jax.jvp(below, (numbers[0],), (numbers[1],))[1]
-    own = np.eye(len(inputs[0][0]), dtype=bool) if asked.alone else None
-    grid = _Grid(asked, *numbers, *inputs, alike=own)
+def _gathered(leaves: tuple[Any, ...], scalar: tuple[bool, ...], weights: Array) -> tuple[Array, ...]:
+    """The program's numbers: a vector of those that are scalars and of the weights, then the arrays."""
+    scalars = [jnp.asarray(a)[None] for a, one in zip(leaves, scalar, strict=True) if one]
+    return jnp.concatenate([*scalars, weights]), *(jnp.asarray(a) for a in leaves if jnp.ndim(a))
+
+
+def _scattered(numbers: tuple[Array, ...], scalar: tuple[bool, ...]) -> tuple[tuple[Array, ...], Array]:
+    """The program's leaves, and the weights."""
+    vector, *arrays = numbers
+    count, rest = sum(scalar), iter(arrays)
+    scalars = iter(vector[k] for k in range(count))
+    return tuple(next(scalars if one else rest) for one in scalar), vector[count:]
+
+
+def _in_numbers(asked: _Asked, scalar: Any, path: tuple[int, ...], numbers: tuple[Array, ...], inputs: Any) -> Any:
+    """Kernels of two inputs, whether they are equal or not, differentiated in the numbers of `path`, one after the
+    other: each adds its axes behind those of the kernel."""
+    if path:
+        k = path[-1]
+        at = lambda one: _in_numbers(asked, scalar, path[:-1], (*numbers[:k], one, *numbers[k + 1 :]), inputs)
+        return jax.jacfwd(at)(numbers[k])
+    itself = np.eye(len(inputs[0][0]), dtype=bool) if asked.alone else None
+    grid = _Grid(asked, *_scattered(numbers, scalar), *inputs, alike=itself)
     return grid.targets(grid.in_jax(), jnp)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _moves(asked: _Asked, order: int, zeros: Any, numbers: Any, inputs: Any) -> Any:
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _moves(asked: _Asked, scalar: Any, path: tuple[int, ...], zeros: Any, numbers: Any, inputs: Any) -> Any:
     """0, with the derivatives in the inputs of `_in_numbers`."""
     return zeros
 
 
 @partial(_moves.defjvp, symbolic_zeros=True)
-def _(asked: _Asked, order: int, primals: Any, tangents: Any) -> tuple[Any, Any]:
+def _(asked: _Asked, scalar: Any, path: tuple[int, ...], primals: Any, tangents: Any) -> tuple[Any, Any]:
+    """Of a derivative in the numbers the coefficients are 0 that move with the inputs, and not the product with the
+    direction: reverse mode keeps what is linear in a direction as it is here, without rules of its own."""
     zeros, numbers, inputs = primals
     change = zeros
     if _changes(tangents[2]):
-        fn = partial(_in_numbers, asked, order, numbers)
+        fn = partial(_in_numbers, asked, scalar, path, numbers)
         change = jax.jvp(fn, (inputs,), (_filled(inputs, tangents[2]),))[1]
-    if _changes(tangents[1]):
-        direction = _filled(numbers, tangents[1])
-        change = jax.tree.map(jnp.add, change, _moves(asked, order + 1, zeros, (numbers, direction), inputs))
+    for k, direction in enumerate(tangents[1]):
+        if not _is_zero(direction):
+            still = jax.tree.map(lambda z, d=direction: jnp.zeros((*z.shape, *d.shape), z.dtype), zeros)
+            slopes = _moves(asked, scalar, (*path, k), still, numbers, inputs)
+            along = jax.tree.map(lambda c, d=direction: jnp.tensordot(c, d.astype(c.dtype), d.ndim), slopes)
+            change = jax.tree.map(jnp.add, change, along)
     return zeros, change
 
 
