@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from tensorprog.functions.derived import width
+from tensorprog.functions.derived import Product, width
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(16)
 # Rows that give the integral and the Legendre coefficients of orders 5, 6, 7 (middle) and 13, 14, 15 (last) on [-1, 1].
@@ -65,10 +65,26 @@ def reach(dtype: jnp.dtype) -> float:
 def evaluate(fns: Functions, z: Array, numbers: tuple) -> Array:
     """(..., m, nodes): the functions, m entries together, at every entry of z (..., nodes), called on 0-d values."""
 
-    def at(entry):
-        return jnp.concatenate([jnp.asarray(fn(entry, *numbers)).astype(z.dtype).reshape(-1) for fn in fns])
+    return rooted(fns, z, jnp.ones_like(z), numbers)
 
-    return jnp.moveaxis(jax.vmap(at)(z.reshape(-1)).reshape(*z.shape, entries(fns)), -1, -2)
+
+def rooted(fns: Functions, z: Array, root: Array, numbers: tuple) -> Array:
+    """`evaluate` times the root of a density, which each factor of a product takes its share of: exp(5z)² leaves the
+    range of float32 where the density has long made it small."""
+
+    def at(entry, scale):
+        values = (jnp.asarray(_scaled(fn, entry, numbers, scale)) for fn in fns)
+        return jnp.concatenate([value.astype(z.dtype).reshape(-1) for value in values])
+
+    found = jax.vmap(at)(z.reshape(-1), root.reshape(-1))
+    return jnp.moveaxis(found.reshape(*z.shape, entries(fns)), -1, -2)
+
+
+def _scaled(fn: Callable, z: Array, numbers: tuple, scale: Array) -> Array:
+    if isinstance(fn, Product):
+        first, second, share = numbers[: fn.count], numbers[fn.count :], jnp.sqrt(scale)
+        return _scaled(fn.first, z, first, share) * _scaled(fn.second, z, second, share)
+    return scale * fn(z, *numbers)
 
 
 def entries(fns: Functions) -> int:

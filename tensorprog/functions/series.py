@@ -17,11 +17,11 @@ from tensorprog.functions.quadrature import (
     density,
     empty,
     entries,
-    evaluate,
     nodes,
     panel,
     reach,
     refine,
+    rooted,
 )
 
 TERMS = 192  # rho^192 < 1e-13 for |rho| < 0.855, whatever the function
@@ -127,7 +127,7 @@ def resolve(fns: Functions, numbers: tuple, deviation: Array, own: Array) -> Pan
 
     def rule(left, right):
         z = nodes(left, right)
-        samples = evaluate(fns, deviation[:, None, None] * z, numbers) * jnp.sqrt(density(z))[..., None, :]
+        samples = rooted(fns, deviation[:, None, None] * z, jnp.sqrt(density(z)), numbers)
         return jnp.pad(panel(samples, right - left), ((0, 0),) * 3 + ((0, 1),)), samples
 
     slots = edges.shape[1] + 2 + _HALVINGS
