@@ -24,7 +24,7 @@ from tensorprog.interpret.system import Moments, joint_sides
 from tensorprog.program import Program
 from tensorprog.show import Printer
 
-ALLOWED, SLOPES = 1e-3, 1e-2
+ALLOWED, SLOPES = 3e-3, 5e-2
 """How far the rule may be off, relative to what it integrates: of functions, and of slopes, which may jump."""
 UNKNOWN = 1.0
 """How far off, relative to what is integrated, nothing is known of it."""
