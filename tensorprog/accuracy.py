@@ -55,8 +55,9 @@ def warn_unsettled(program: Program, m: Moments, sides: Sequence[Any], *, slopes
         order = np.argsort(-np.trace(found.cov, axis1=-2, axis2=-1), kind="stable")
         order = np.resize(order[:MOST], MOST)  # of one shape, so that it compiles once
         off = np.asarray(_off(fn, slopes, found.cov[order], tuple(found.numbers[order].T)))  # (functions, MOST)
-        off = np.where(np.isfinite(off), off, 0.0)  # what overflows is told elsewhere
-        beyond = np.nan_to_num(off / np.array([ALLOWED, *[SLOPES] * (len(off) - 1)])[:, None], nan=0.0)
+        off = np.where(np.isposinf(off), UNKNOWN, np.nan_to_num(off, nan=0.0))  # values that overflow: told elsewhere
+        beyond = off / np.array([ALLOWED, *[SLOPES] * (len(off) - 1)])[:, None]
+        beyond = np.where(off >= UNKNOWN, np.inf, beyond)  # a refusal comes before any warning
         which, at = np.unravel_index(beyond.argmax(), beyond.shape)
         owner, variance = int(found.owners[order[at]]), float(np.diagonal(found.cov[order[at]]).mean())
         own = float(beyond[which, at]), variance, float(off[which, at])

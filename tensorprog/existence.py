@@ -74,6 +74,16 @@ def _uses(m: Moments) -> dict[Use, list[tuple[Any, Any, int]]]:
 
 
 def _met(m: Moments) -> Iterator[tuple[Elementwise, int, Any, Any, int, bool]]:
+    """Functions of one Gaussian with the power that is averaged, cells of variances, numbers, whose they are, whether
+    slopes go with them: by numbers that differ, scalars of the inputs all alike."""
+    for phi, power, places, numbers, owner, slopes in _each(m):
+        _, kinds = np.unique(np.where(numbers < 0, -1, numbers), axis=0, return_inverse=True)
+        for kind in range(kinds.max(initial=-1) + 1):
+            own = kinds.reshape(-1) == kind
+            yield phi, power, places[own], numbers[own], owner, slopes
+
+
+def _each(m: Moments) -> Iterator[tuple[Elementwise, int, Any, Any, int, bool]]:
     for system in (m.demand.cross, m.demand.same):
         crossing = system is m.demand.cross
         for e in system.equations:

@@ -223,6 +223,9 @@ def _settled(value: Any, error: Any, found: Mapping[int, Found]) -> bool:
     """Whether values are known to 1e-9, or to the rounding of what was summed."""
     dtypes = {np.asarray(v).dtype for v in jax.tree.leaves(value)}
     rounding = 128 * max((float(np.finfo(d).eps) for d in dtypes), default=0.0)
+    each = lambda f: f.error <= np.maximum(1e-9 * np.abs(f.value), rounding * f.size)
+    if not all(np.all(each(f)) for f in found.values()):
+        return False
     size = max((float(np.max(f.size, initial=0.0)) for f in found.values()), default=0.0)
     pairs = zip(jax.tree.leaves(value), jax.tree.leaves(error), strict=True)
     return all(

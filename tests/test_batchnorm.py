@@ -78,7 +78,7 @@ def test_symmetric_and_two_batches_agree_with_one() -> None:
 @pytest.mark.parametrize(
     ("name", "batch", "fn"),
     [
-        ("depth1", 7, jax.nn.relu),
+        pytest.param("depth1", 7, jax.nn.relu, marks=SLOW),
         ("linear_depth1", 5, jax.nn.identity),
         pytest.param("depth2", 7, jax.nn.relu, marks=SLOW),
         pytest.param("depth2", 5, jax.nn.relu, marks=SLOW),

@@ -261,6 +261,7 @@ def test_a_model_is_not_compared_with_a_program_of_other_learning_rates() -> Non
         tp.compare(OWN.replace({"W1.lr": 0.0}), jnp.ones((2, 5)), finite=flax(), convention="standard", widths=(32,))
 
 
+@pytest.mark.slow
 def test_deep_networks_are_matched_in_any_order_and_zeros_hide_nothing() -> None:
     program = net("mlp").program(tp.Input(5), depth=5, var_b=0.0)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)))

@@ -214,7 +214,7 @@ def test_jit_and_vmap(params, x1, x2, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("batch_size", [3, 7])
+@pytest.mark.parametrize("batch_size", [pytest.param(3, marks=pytest.mark.slow), 7])
 def test_gradients_in_parameters_inputs_and_learning_rates(params, x1, method, batch_size):
     weights = jax.random.normal(jax.random.key(4), (7, 7, 2, 2))
 
@@ -372,7 +372,7 @@ def mlp(x, *, rows=1):
     return tp.weight("v", rows, n, var=0.7) @ h + tp.bias("c", rows, var=0.3)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_program_is_taken_through_apply(x1, x2, rows):
     program = tp.trace(mlp, tp.Input(3), rows=rows)
     params = tp.init(program, jax.random.key(5), 16)

@@ -483,7 +483,10 @@ def test_derivatives_of_the_kernel(name):
     jax.tree.map(partial(close, tolerance=1e-11), found, jax.tree.map(np.asarray, expected))
 
 
-@pytest.mark.parametrize(("name", "shape"), [("rnn", (3, 4)), ("cnn_gap", (4, 4, 2)), ("transformer", (4, 3))])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("rnn", (3, 4)), ("cnn_gap", (4, 4, 2)), pytest.param("transformer", (4, 3), marks=pytest.mark.slow)],
+)
 def test_programs_go_by_structure(name, shape):
     program = tp.nets.ZOO[name]
     params = tp.init(program, jax.random.key(0), 8)

@@ -17,6 +17,7 @@ import tensorprog as tp
 from tensorprog.errors import KernelWarning
 from tensorprog.functions.integrate import mean
 from tensorprog.functions.lines import look
+from tensorprog.functions.signals import MOST, signals
 
 BESIDE = -0.20849581843469428  # E log|z - 1|, by fifty digits
 
@@ -219,6 +220,32 @@ def test_kernels_that_do_not_exist_are_refused_before_they_are_computed(fn: Any,
 def test_a_moment_inside_a_kernel_that_does_not_exist() -> None:
     with pytest.raises(tp.ProgramError, match=r"E lambda\(z\) does not exist[\s\S]*a pole at z = 1"):
         tp.nngp(network(lambda z: 1 / jnp.abs(z - 1), moment=True), jnp.ones((1, 2)))
+
+
+def test_a_pole_of_one_site_alone_is_seen() -> None:
+    """Numbers of a function differ from site to site."""
+
+    def function(x: Any) -> Any:
+        n = tp.Width("n")
+        h = tp.nonlin(lambda z, c: 1 / (jnp.abs(z) + c), tp.weight("W", n, 2) @ x, scalars=(np.array([1.0, 0.0]),))
+        return tp.weight("v", 1, n) @ h
+
+    with pytest.raises(tp.ProgramError, match=r"test_existence.py:\d+[\s\S]*a pole at z = 0"):
+        tp.nngp(tp.trace(function, tp.Input(2, 2)), jnp.ones((1, 2, 2)))
+
+
+def test_a_limit_that_overflows_everywhere_is_refused() -> None:
+    program = tp.trace(lambda x: tp.moment(lambda a: jnp.exp(a + 800.0), tp.bias("x", tp.Width("n"))), tp.Input(2))
+    with pytest.raises(tp.ProgramError, match="out of reach of double precision"):
+        tp.limit(program, jnp.ones((1, 2)))
+
+
+def test_a_function_with_many_kinks_keeps_its_value() -> None:
+    kinks = jnp.linspace(-1.0, 1.0, MOST + 7)
+    fn = lambda z: sum(jnp.abs(z - k) for k in kinks)
+    found, value = signals(fn)(jnp.asarray(35.0))
+    assert found.shape == (MOST + 1,)
+    assert found[-1] == value == fn(jnp.asarray(35.0))
 
 
 @pytest.mark.full

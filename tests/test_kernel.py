@@ -130,7 +130,11 @@ FUNCTIONS = [
     *(pytest.param(f, marks=FULL) for f in (jnp.abs, jnp.exp, jnp.tanh, jax.nn.elu)),
 ]
 # Nets whose functions go by the general method compile for long; what they add here runs with the slow tests.
-NETS = [*QUICK, *(pytest.param(name, marks=SLOW) for name in ("rnn", "transformer"))]
+ALIKE = ("mlp", "mlp_two_widths", "resnet_mlp")
+NETS = [
+    pytest.param(name, marks=SLOW) if name in (*ALIKE, "rnn", "transformer") else name
+    for name in (*QUICK, "rnn", "transformer")
+]
 NETS += [pytest.param(name, marks=FULL) for name in ("rnn_mean", "swiglu")]
 
 

@@ -346,7 +346,7 @@ PRINTED = {f.__name__: f for f in (gate, two_outputs, over_sites, states, named_
 SITES = {"over_sites": (3,)}
 
 
-@pytest.mark.parametrize("name", [*PRINTED])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "states" else n for n in PRINTED])
 def test_printed_lines_hold(name: str) -> None:
     shape = (*SITES.get(name, ()), 5)
     program = tp.trace(PRINTED[name], tp.Input(*shape))

@@ -178,6 +178,7 @@ def test_attention_by_its_formula() -> None:
     np.testing.assert_allclose(found.ntk, 2 * expected, rtol=1e-12)
 
 
+@SLOW
 def test_functions_of_several_gaussians_with_numbers_of_inputs_and_of_the_program() -> None:
     """(A 0.7 g²)² with A of the input: a polynomial in two Gaussians, by an exact rule for all four of a pair."""
 

@@ -167,6 +167,7 @@ def test_who_does_not_ask_for_errors_is_told_of_large_ones() -> None:
     assert told[0].filename == __file__
 
 
+@pytest.mark.slow
 def test_slopes_of_kinked_functions_of_two_gaussians() -> None:
     """2 max(g, h) = g + h + |g − h|, with g and h of one variance: its NTK has slopes that jump."""
     x = np.random.default_rng(0).normal(size=(2, 2, 2))

@@ -278,7 +278,7 @@ def test_header_and_declarations() -> None:
 
 
 @pytest.mark.parametrize("fn", [lambda h: h, lambda h: tp.nonlin(jax.nn.relu, h)], ids=["linear", "relu"])
-@pytest.mark.parametrize("sites", [(), (3,)], ids=["one mean", "a mean a site"])
+@pytest.mark.parametrize("sites", [(), pytest.param((3,), marks=pytest.mark.slow)], ids=["one mean", "a mean a site"])
 def test_a_sum_over_sites_sums_the_means_of_biases(fn: Any, sites: tuple[int, ...]) -> None:
     """h = Σ_s (U x_s + b_s) has the mean Σ_s m, whether b is one bias or has its own at each site."""
 

@@ -158,6 +158,7 @@ def test_readouts_over_sites() -> None:
     assert found.table().splitlines()[-1].split()[0] == "512"
 
 
+@pytest.mark.slow
 def test_rows_of_a_readout_over_sites() -> None:
     def rows(x: Any) -> Any:
         n = tp.Width("n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from tensorprog.arrays import NoNumbers, fits, real_array
-from tensorprog.errors import KernelWarning
+from tensorprog.errors import warn
 from tensorprog.program import is_concrete
 
 
@@ -152,7 +151,7 @@ def output_shape(f: Callable[[PyTree], Any], x: PyTree) -> tuple[int, ...]:
     return out.shape[1:]
 
 
-def warn_of_batches(f: Callable[[Any, Any], Any], params: PyTree, x: PyTree, stacklevel: int = 4) -> None:
+def warn_of_batches(f: Callable[[Any, Any], Any], params: PyTree, x: PyTree) -> None:
     """Say so where f draws, or mixes the examples of a batch: its kernel is taken at one example at a time.
 
     f is called on one example twice, on another, and on both together, which agree up to rounding where it does
@@ -175,22 +174,18 @@ def warn_of_batches(f: Callable[[Any, Any], Any], params: PyTree, x: PyTree, sta
     apart = lambda a, b: not np.allclose(a, b, rtol=0.0, atol=eps**0.5 * scale + 100 * eps, equal_nan=True)
     one_at_a_time = "The kernel is that of f(params, x[None])[0], one example at a time."
     if apart(once, again):
-        warnings.warn(
+        warn(
             f"f draws random numbers: two calls with the same arguments differ. {one_at_a_time} Pass the model as it"
             " is used after training: deterministic=True for dropout, inference mode"
             " (eqx.nn.inference_mode, model.eval()).",
-            KernelWarning,
-            stacklevel=stacklevel,
         )
     elif apart(alone, together):
         share = np.nanmax(np.abs(alone - together)) / scale
-        warnings.warn(
+        warn(
             f"f mixes the examples of a batch: f(params, x[:2]) is {100 * share:.2g} % off f of each of the two, as"
             f" with batch statistics, or dropout under one key. {one_at_a_time} Pass the model as it is used after"
             " training: use_running_average=True for batch normalisation, deterministic=True for dropout, inference"
             " mode (eqx.nn.inference_mode, model.eval()).",
-            KernelWarning,
-            stacklevel=stacklevel,
         )
 
 

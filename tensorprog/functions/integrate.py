@@ -83,6 +83,8 @@ class Known:
         """(quantities (m, J), values (m,)) at points (dimensions, m)."""
         count = points.shape[1]
         size = POINTS[0] if count <= POINTS[0] else POINTS[1]
+        if count == 0:
+            return np.zeros((0, 1)), np.zeros(0)
         with jax.enable_x64(True), np.errstate(all="ignore"):
             if self.dimensions == 0:
                 value = np.asarray(self.fn(*self.numbers), np.float64)
@@ -104,7 +106,7 @@ def narrowed(lines: Lines, low: Array, high: Array, channel: Array, crosses: Arr
     for _ in range(_ROUNDS):
         z = low[..., None] + (high - low)[..., None] * np.linspace(0.0, 1.0, _PARTS + 1)
         found, values = lines(z.reshape(len(z), -1))
-        found, values = found.reshape(*z.shape, -1), values.reshape(z.shape)
+        found, values = found.reshape(*z.shape, found.shape[-1]), values.reshape(z.shape)
         with np.errstate(all="ignore"):
             own = np.take_along_axis(found, np.maximum(channel, 0)[..., None, None], -1)[..., 0]
             own = np.where((channel >= 0)[..., None], own, 1 / values)
@@ -117,7 +119,8 @@ def narrowed(lines: Lines, low: Array, high: Array, channel: Array, crosses: Arr
     z = np.stack([low, (low + high) / 2, high], -1)
     found, values = lines(z.reshape(len(z), -1))
     with np.errstate(all="ignore"):
-        own = np.take_along_axis(found.reshape(*z.shape, -1), np.maximum(channel, 0)[..., None, None], -1)[..., 0]
+        found = found.reshape(*z.shape, found.shape[-1])
+        own = np.take_along_axis(found, np.maximum(channel, 0)[..., None, None], -1)[..., 0]
         own = np.where((channel >= 0)[..., None], own, 1 / values.reshape(z.shape))
     return np.take_along_axis(z, np.nan_to_num(np.abs(own), nan=np.inf).argmin(-1)[..., None], -1)[..., 0]
 
@@ -326,9 +329,10 @@ def _computed(measured: Callable[[Array], Found], low: Array, high: Array) -> tu
 
 
 MOST = 3
+"""Gaussians that are integrated over."""
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def _mean(
     fn: Callable[..., Any], dimensions: int, shapes: tuple[tuple[int, ...], ...], data: tuple[bytes, ...]
 ) -> Found:
@@ -341,6 +345,7 @@ def mean(fn: Callable[..., Any], dimensions: int, numbers: tuple[Any, ...] = ())
 
     |value - E| <= error, inf where the integrand still grows at the last point that can be computed.
     """
+    assert dimensions <= MOST, "functions of more Gaussians are drawn"
     own = tuple(np.asarray(n, np.float64) for n in numbers)
     return _mean(fn, dimensions, tuple(n.shape for n in own), tuple(n.tobytes() for n in own))
 
@@ -360,7 +365,7 @@ def _known_mean(fn: Known) -> Found:
         def outer(z: Array) -> tuple[Array, Array]:
             points = np.stack([z.reshape(-1), np.zeros(z.size)])
             found, values = fn(points)
-            return found.reshape(*z.shape, -1), np.where(np.isinf(values), 0.0, values).reshape(z.shape)
+            return found.reshape(*z.shape, found.shape[-1]), np.where(np.isinf(values), 0.0, values).reshape(z.shape)
 
         found = _integrated(_Rows(outer, 1, inner), OUTER)
     else:
@@ -378,7 +383,7 @@ def _along(fn: Known, given: Array) -> Lines:
     def lines(z: Array) -> tuple[Array, Array]:
         points = [np.broadcast_to(column[:, None], z.shape).reshape(-1) for column in given.T]
         found, values = fn(np.stack([*points, z.reshape(-1)]))
-        return found.reshape(*z.shape, -1), values.reshape(z.shape)
+        return found.reshape(*z.shape, found.shape[-1]), values.reshape(z.shape)
 
     return lines
 
@@ -391,7 +396,8 @@ def _cube(fn: Known) -> Found:
     error = 3 * abs(value - coarse) + 100 * edge + 16 * EPS * size
     with np.errstate(all="ignore"):
         heights = np.log(np.abs(held)).reshape([_CUBE[0]] * fn.dimensions)
-    narrow = peaks(values_at, np.nan_to_num(heights, nan=-np.inf), np.linspace(-_CUBE_REACH, _CUBE_REACH, _CUBE[0]))
+    nodes = np.linspace(-_CUBE_REACH, _CUBE_REACH, _CUBE[0])
+    narrow = peaks(values_at, np.where(np.isnan(heights), -np.inf, heights), nodes)
     if narrow:
         outside = ~np.any([p.holds(points) for p in narrow], 0)
         whole = sum(p.size for p in narrow)

@@ -15,18 +15,30 @@ from tensorprog.functions.quadrature import conditional
 # Places to split a conditional expectation at: functions of the networks' kind change near the origin at scale 1.
 _GRADED = np.concatenate([[0.0], *([-x, x] for x in 0.25 * 4.0 ** np.arange(8))])
 
+_ASIDE = (1.0, 64.0, 1024.0)
+
 
 def _heights(fn: Callable, below: Array, above: Array, numbers: tuple) -> Array:
-    """fn(above) - fn(below) (kinks, entries of fn) where that is a jump, else 0; a few floats further out, as sign has
-    its own value at 0."""
+    """fn(above) - fn(below) (kinks, entries of fn) where that is a jump, else 0.
+
+    A few floats further out, as sign has its own value at 0; further still where it is another there: what a clip or a
+    maximum is taken of is rounded, and at a tie the slope is the mean of both sides.
+    """
     at = jax.vmap(lambda z: jnp.asarray(fn(z, *numbers)).astype(z.dtype).reshape(-1))
     real = jnp.isfinite(below)
     eps = jnp.finfo(below.dtype).eps
-    aside = 4 * eps * jnp.abs(below) + eps / 100
-    low, high = at(jnp.where(real, below - aside, 0.0)), at(jnp.where(real, above + aside, 0.0))
-    size = jnp.maximum(jnp.abs(low), jnp.abs(high))
-    jump = (real & (above > below))[:, None] & (jnp.abs(high - low) > 1e5 * eps * size)
-    return jnp.where(jump, high - low, 0.0)
+
+    def across(floats: float) -> tuple[Array, Array]:
+        aside = floats * (4 * eps * jnp.abs(below) + eps / 100)
+        low, high = at(jnp.where(real, below - aside, 0.0)), at(jnp.where(real, above + aside, 0.0))
+        return high - low, jnp.maximum(jnp.abs(low), jnp.abs(high))
+
+    heights, sizes = zip(*map(across, _ASIDE), strict=True)
+    alike = lambda k: jnp.abs(heights[k] - heights[k + 1]) <= 1e-2 * jnp.abs(heights[k + 1]) + 1e3 * eps * sizes[k + 1]
+    further = ~alike(0) & alike(1)
+    height, size = (jnp.where(further, x[1], x[0]) for x in (heights, sizes))
+    jump = (real & (above > below))[:, None] & (jnp.abs(height) > 1e5 * eps * size)
+    return jnp.where(jump, height, 0.0)
 
 
 @lru_cache(maxsize=1024)

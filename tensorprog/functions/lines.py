@@ -17,8 +17,6 @@ import numpy as np
 from tensorprog.functions.integrate import Known, narrowed
 
 CANDIDATES, PARTS = 64, 64
-STEEPEST = 0.499
-"""The power of a pole whose square has no integral, as measured."""
 
 
 class Pole(NamedTuple):
@@ -57,7 +55,7 @@ def look(fn: Callable[..., Any], numbers: tuple[Any, ...] = ()) -> Line:
     return _look(fn, tuple(n.shape for n in own), tuple(n.tobytes() for n in own))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def _look(fn: Callable[..., Any], shapes: tuple[tuple[int, ...], ...], data: tuple[bytes, ...]) -> Line:
     numbers = [np.frombuffer(d).reshape(s) for d, s in zip(data, shapes, strict=True)]
     with np.errstate(all="ignore"):

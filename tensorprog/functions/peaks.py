@@ -55,7 +55,8 @@ def peaks(fn: Callable[[Array], Array], heights: Array, nodes: Array) -> list[Pe
 
 def _height(fn: Callable[[Array], Array], points: Array) -> Array:
     with np.errstate(all="ignore"):
-        return np.nan_to_num(np.log(np.abs(fn(points))) - (points**2).sum(0) / 2, nan=-np.inf)
+        heights = np.log(np.abs(fn(points))) - (points**2).sum(0) / 2
+    return np.where(np.isnan(heights), -np.inf, heights)
 
 
 def _climbed(fn: Callable[[Array], Array], start: Array, length: float) -> Array:
@@ -75,7 +76,8 @@ def _widths(fn: Callable[[Array], Array], top: Array) -> Array:
     found = []
     for axis in np.eye(len(top)):
         level = _height(fn, top[:, None] + axis[:, None] * np.concatenate([[0.0], far, -far])[None])
-        low = (level[0] - level[1:].reshape(2, -1) > 0.5).any(0)
+        with np.errstate(invalid="ignore"):
+            low = (level[0] - level[1:].reshape(2, -1) > 0.5).any(0)
         found.append(far[low.argmax()] if low.any() else far[-1])
     return np.array(found)
 

@@ -62,13 +62,15 @@ def reach(dtype: jnp.dtype) -> float:
     return 37.0 if dtype == jnp.float64 else 12.5
 
 
-def evaluate(fns: Functions, z: Array, numbers: tuple) -> Array:
-    """(..., m, nodes): the functions, m entries together, at every entry of z (..., nodes), called on 0-d values."""
+def evaluate(fns: Functions, z: Array, numbers: tuple, apart: Array | float = 0.0) -> Array:
+    """(..., m, nodes): the functions, m entries together, at every entry of z (..., nodes), called on 0-d values.
 
-    return rooted(fns, z, jnp.ones_like(z), numbers)
+    z is a difference of numbers as large as `apart`, (..., 1): it has their rounding.
+    """
+    return rooted(fns, z, jnp.ones_like(z), numbers, apart)
 
 
-def rooted(fns: Functions, z: Array, root: Array, numbers: tuple) -> Array:
+def rooted(fns: Functions, z: Array, root: Array, numbers: tuple, apart: Array | float = 0.0) -> Array:
     """`evaluate` times the root of a density, which each factor of a product takes its share of: exp(5z)² leaves the
     range of float32 where the density has long made it small."""
 
@@ -77,7 +79,16 @@ def rooted(fns: Functions, z: Array, root: Array, numbers: tuple) -> Array:
         return jnp.concatenate([value.astype(z.dtype).reshape(-1) for value in values])
 
     found = jax.vmap(at)(z.reshape(-1), root.reshape(-1))
-    return jnp.moveaxis(found.reshape(*z.shape, entries(fns)), -1, -2)
+    return _off_poles(jnp.moveaxis(found.reshape(*z.shape, entries(fns)), -1, -2), z, apart)
+
+
+def _off_poles(samples: Array, z: Array, apart: Array | float) -> Array:
+    """Samples (..., m, nodes) at z: a node that rounding has put onto a pole takes what its neighbour has, and panels
+    of a few numbers around one take nothing. Where a function overflows, neighbours in wider panels do too."""
+    beside = jnp.concatenate([samples[..., 1:2], samples[..., :-1]], -1)
+    size = jnp.maximum(jnp.abs(z[..., :1]), apart)
+    tiny = jnp.abs(z[..., -1:] - z[..., :1]) <= 256 * jnp.finfo(z.dtype).eps * size
+    return jnp.where(jnp.isinf(samples), jnp.where(tiny[..., None, :], 0.0, beside), samples)
 
 
 def _scaled(fn: Callable, z: Array, numbers: tuple, scale: Array) -> Array:
@@ -208,7 +219,8 @@ def conditional(
         regular = (jnp.floor(position / _STEP) + 1) * _STEP
         right = jnp.minimum(jnp.minimum(jnp.maximum(edge, position), regular), end)
         w = nodes(position, right)
-        samples = evaluate(fns, centre[..., None] + spread[..., None] * w, numbers) * density(w)[..., None, :]
+        z = centre[..., None] + spread[..., None] * w
+        samples = evaluate(fns, z, numbers, jnp.abs(centre)[..., None]) * density(w)[..., None, :]
         # What lies beyond the window is taken to be as large as the samples next to its ends.
         some = right > position
         beyond = jnp.where((some & (position == start))[..., None], jnp.abs(samples[..., 0]), 0.0)

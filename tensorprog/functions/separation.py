@@ -137,7 +137,7 @@ class _Trace:
         if name in _INLINED:
             inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
             return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), own)
-        scalar = all(v.aval.shape == () for v in (*equation.invars, *equation.outvars))
+        scalar = all(v.aval.shape == () for v in (*equation.invars, *equation.outvars)) and _real(equation)
         reads = [self.reads(v) for v in own]
         if scalar and len(equation.outvars) == 1 and any(reads):
             found = self.affine(name, own, reads, literals)
@@ -158,7 +158,7 @@ class _Trace:
         results = _node(bind, *args)
         of_form = len(args) == 1 and any(args[0] is form for form in self.forms.values())
         named = _NAMED.get(_called(equation) or equation.primitive.name) if of_form else None
-        number = args[0].number if equation.primitive.name in _CASTS else None
+        number = args[0].number if equation.primitive.name in _CASTS and _real(equation) else None
         parts = (_node(lambda x, i=i: x[i], results, named=named) for i in range(len(equation.outvars)))
         return [((replace(part, number=number),),) for part in parts]
 
@@ -226,6 +226,8 @@ class _Trace:
             case "select_n" if len(sums) == 3 and len(sums[0]) == 1 and len(sums[1]) + len(sums[2]) <= MOST:
                 test = self.whole(own[0])
                 kept = [terms for terms, value in zip(sums[1:], literals[1:], strict=True) if value is None or value]
+                if not kept:
+                    return ((_constant(0.0),),)
                 return tuple(
                     _chosen(test, which, term)
                     for which, terms in enumerate(sums[1:])
@@ -245,6 +247,12 @@ class _Trace:
         if name == "cos":
             return tuple((cos, *t) for t in inner["cos"]) + tuple((minus, sin, *t) for t in inner["sin"])
         return tuple((sin, *t) for t in inner["cos"]) + tuple((cos, *t) for t in inner["sin"])
+
+
+def _real(equation: Any) -> bool:
+    """Whether its results are real numbers in the function's digits: casts to integers, bools or less digits round."""
+    kept = lambda dtype: jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32
+    return all(kept(v.aval.dtype) for v in equation.outvars)
 
 
 def _number(value: _Value) -> Any:

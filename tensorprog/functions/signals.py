@@ -72,8 +72,8 @@ def signals(fn: Callable[..., Any]) -> Callable[..., tuple[Array, Array]]:
         found: list[Array] = []
         (value,) = _replay(closed.jaxpr, closed.consts, jax.tree.leaves(arguments), found)
         dtype = jnp.result_type(value)
-        kept = [jnp.asarray(x, dtype).reshape(-1)[:MOST] for x in found]
-        return jnp.concatenate([*kept, value.reshape(1)])[: MOST + 1], value
+        kept = [jnp.zeros(0, dtype), *(jnp.asarray(x, dtype).reshape(-1) for x in found)]
+        return jnp.append(jnp.concatenate(kept)[:MOST], value), value
 
     return run
 

@@ -28,7 +28,8 @@ from tensorprog.program import Program
 
 Array = jax.Array
 MOVED = 16
-"""Moments are moved by their errors each on its own, up to so many."""
+"""Moments are moved by their errors each on its own, up to so many; of more some go together, by one to two errors and
+to either side, so that what depends on their difference moves too."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,11 @@ def exact(
     value, _ = run(given)
     if not wanted:
         return Exact(value, jax.tree.map(jnp.zeros_like, value), found)
-    errors = []
+    errors, draw = [], np.random.default_rng(0)
     for group in np.array_split(np.array(wanted), min(len(wanted), MOVED)):
-        moved = {**given, **{p: given[p].at[..., 0, :].add(found[p].error) for p in group.tolist()}}
+        by = np.ones(1) if len(group) == 1 else draw.uniform(1, 2, len(group)) * draw.choice([-1.0, 1.0], len(group))
+        steps = {p: jnp.asarray(b * found[p].error, dtype) for p, b in zip(group.tolist(), by, strict=True)}
+        moved = {**given, **{p: given[p].at[..., 0, :].add(step) for p, step in steps.items()}}
         errors.append(jax.tree.map(lambda a, b: jnp.abs(a - b), run(moved)[0], value))
     return Exact(value, jax.tree.map(lambda *e: sum(e), *errors), found)
 

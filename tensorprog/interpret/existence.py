@@ -23,10 +23,8 @@ from tensorprog.show import Printer
 
 FAR = 12.0
 """How many deviations out a function must be a number: beyond lies a probability of 1e-32."""
-LOGARITHM = 0.1
-"""Poles of less, as measured, are logarithms: every power of them has a mean."""
 ALMOST = 1 - 2e-3
-"""A power or a rate counts as what it is measured to be to so much."""
+"""The power of a pole counts as what it is measured to be to so much."""
 DIRECTIONS, OFFSETS = 8, 5
 DEFINED = "take a function that is defined everywhere and stays away from poles: 1 / (|z| + c), or jnp.where"
 

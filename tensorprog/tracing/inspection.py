@@ -102,11 +102,6 @@ def _reduces(jaxpr: Jaxpr, lone: Sequence[bool]) -> tuple[str | None, list[bool]
     return None, [of(atom) for atom in jaxpr.outvars]
 
 
-def _alone(equation: Any, lone: Sequence[bool]) -> bool:
-    """Whether no array stands beside the coordinate."""
-    return all(mine or not _shape(atom) for mine, atom in zip(lone, equation.invars, strict=True))
-
-
 def _shape(atom: Any) -> tuple[int, ...]:
     return atom.aval.shape
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import gamma, hyp2f1
 
-from tensorprog.functions.derived import Slope, Times
+from tensorprog.functions.derived import Product, Slope, Times
 from tensorprog.functions.general import mean, pair
 from tensorprog.functions.kinks import kinks
 from tensorprog.functions.lines import look
@@ -283,3 +284,31 @@ def test_divergence():
     assert (np.abs(value[:3] - truth) <= bound[:3]).all()
     np.testing.assert_allclose(value[:2], truth[:2], rtol=1e-12)
     assert bound[3] > 1e6 * abs(value[3]) or np.isinf(bound[3])
+
+
+@pytest.mark.parametrize("place", [0.0, pytest.param(0.37, marks=pytest.mark.slow)])
+def test_poles_whose_square_has_a_mean(place):
+    """|z − c|^−0.2 has values wherever nodes fall: also where rounding puts one onto the pole."""
+
+    def fn(z):
+        return jnp.abs(z - place) ** -0.2
+
+    c = jnp.array([1.0, 0.99, 0.5, -0.7])
+    value, bound = pair(fn, fn, jnp.ones(1), jnp.ones(1), c)
+    assert (bound < 1e-6).all()
+    if place == 0:
+        same = 2**-0.2 * gamma(0.3) / np.pi**0.5
+        across = 2**-0.2 * gamma(0.4) ** 2 / np.pi * hyp2f1(0.1, 0.1, 0.5, np.asarray(c[1:]) ** 2)
+        np.testing.assert_allclose(value, [same, *across], rtol=1e-7)
+
+
+def grown(z):
+    return jnp.exp(3.6 * z)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_squares_of_growing_functions_stay_in_range(dtype):
+    """E exp(3.6z)² = exp(25.92): squares leave float32 where the density has made them small."""
+    value, bound = mean(Product(grown, 0, grown), jnp.ones(1, dtype))
+    np.testing.assert_allclose(value, np.exp(2 * 3.6**2), rtol=1e-5)
+    assert bound[0] < 1e-2 * value[0]

@@ -8,6 +8,7 @@ from scipy.stats import norm
 
 import tensorprog as tp
 from tensorprog.functions.base import crowded, elementwise, expect_one, expect_slope
+from tensorprog.functions.derived import Slope
 from tensorprog.functions.frozen import freeze
 from tensorprog.functions.jumps import jumps
 
@@ -132,3 +133,17 @@ def test_they_are_refused_at_their_line():
     with pytest.raises(tp.ProgramError, match=r"jumps at more places .* of variance 1\n.*fewer steps"):
         tp.nngp(network(lambda z: jnp.round(50 * z) / 50), x)
     assert tp.nngp(network(lambda z: z), x) == 1.0  # the smooth function that it follows
+
+
+def clipped(z):
+    """Slope −0.25 before a clip at −1, where rounding makes ties, at which JAX's slope is the mean of both sides."""
+    return jnp.clip(-0.305 * jnp.cos(0.966 * z - 0.595) - 0.831, -1.0, 1.0)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_ties_of_what_is_rounded_do_not_halve_a_jump(dtype):
+    places, heights = jumps(Slope(clipped), (), jnp.dtype(dtype))
+    near = np.abs(places) < 3
+    known = np.array([-0.40219137, 1.63407543])  # where the cosine is 0.169 / 0.305
+    np.testing.assert_allclose(places[near], known, rtol=1e-4)
+    np.testing.assert_allclose(heights[near, 0], 0.305 * 0.966 * np.sqrt(1 - (0.169 / 0.305) ** 2), rtol=1e-3)

@@ -55,6 +55,12 @@ def test_products_add_up_to_the_function(fn: Any, products: int, factors: int) -
     assert found is not None
     assert (len(found), sum(map(len, found))) == (products, factors)
     for at in np.random.default_rng(0).normal(size=(4, count)):
+        check_the_sum(fn, found, numbers, at)
+
+
+def check_the_sum(fn: Any, found: Any, numbers: Any, at: Any) -> None:
+    """The products add up to fn at one point; what is not taken apart is itself."""
+    if found is not None:
         total = 0.0
         for term in found:
             value = 1.0
@@ -97,3 +103,20 @@ def test_parts_compare_and_keep_derivatives() -> None:
     assert relu is not None
     assert jax.grad(relu)(0.0) == 0.0  # jnp.maximum has ½ there
     np.testing.assert_allclose(jax.grad(sine)(0.2), 3 * np.cos(0.6), rtol=1e-12)
+
+
+def test_casts_round_and_branches_may_be_nothing() -> None:
+    """A cast to integers is no part of a product, nor of a sum; no branch that is kept leaves the constant 0."""
+    z = np.random.default_rng(0).normal(size=(2, 50)) * 3
+    for fn in (
+        lambda a, b: a.astype(int) * jnp.tanh(b),
+        lambda a, b: (a + b).astype(int) * 1.0,
+        lambda a, b: (a * b).astype(int) * jnp.cos(b),
+        lambda a, b: a.astype(bool) * b,
+        lambda a, b: jnp.where(a.astype(bool), b, a.astype(int)),
+        lambda a, b: a.astype(jnp.float16) * b,
+        lambda a, b: jnp.where(a > b, 0.0, 0.0),
+    ):
+        found = separated(freeze(fn)[0], (True, True), 0, ())
+        for at in z.T:
+            check_the_sum(fn, found, (), at)
