@@ -127,6 +127,8 @@ def kernels(
     inside a transformation, which cannot refuse them, a NaN has an infinite bound. With `method="backward"` they are
     standard errors, and the NNGP of a Moment output is 0, as its variance is in the limit. Arguments and shapes as
     for `ntk`.
+
+    **Raises:** `ProgramError` as `ntk`.
     """
     if _is_backward(method):
         return _outputs(*_backward(program, x1, x2, convention, widths, samples, key, error=error))
@@ -180,6 +182,8 @@ def ntk_by_parameter(
 
     One reverse pass: the cotangent of a cross covariance is its D (docs/theory.md). What must be sampled is sampled
     once for each parameter, `samples` draws under `key`: the terms then sum to `ntk` up to its standard error.
+
+    **Raises:** `ProgramError` as `ntk`.
     """
     structure = kernel_structure(program, "ntk")
     arrays = _data(structure, x1, x2)

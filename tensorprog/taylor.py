@@ -57,6 +57,8 @@ def taylor_expand(f: Callable[..., Any] | Program, params: PyTree, degree: int) 
 
     Arguments, result and errors as for `linearize`; `degree` 0 is f at θ_0, whatever the parameters. Derivatives are
     nested forward passes, so a call costs about 2^degree times one of `f`.
+
+    **Raises:** `ProgramError` where f is no function, `degree` no whole number of at least 0, and as `linearize`.
     """
     if isinstance(f, Program):
         program = f
