@@ -106,7 +106,7 @@ def check_same(finite: Finite, program: Program, width: int, convention: str, x:
     f, params = finite(width, jax.random.key(0))
     ours = expected(program, width, convention)
     params = _cast(params, x[0].dtype)
-    warn_of_batches(f, params, as_given(x), stacklevel=4)
+    warn_of_batches(f, params, as_given(x))
     found = matched(program, ours, f, params, as_given(x))
     if found is None:
         means = _check_means(draw, own_network(program, width, convention, x), width, convention)

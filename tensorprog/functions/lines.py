@@ -1,8 +1,8 @@
 """What a function does along a line, wherever it does it: where it is no number, its poles, how fast it grows.
 
-The inspector behind every refusal, at given data, of an expectation of one Gaussian that does not exist. Poles are looked for where something that
-the function computes vanishes or turns (`signals`) and beside the peaks of its values; growth is fitted to the last
-decades before it overflows. All of it in double precision, whatever the program's: what exists is no matter of dtype.
+The inspector behind every refusal, at given data, of an expectation of one Gaussian that does not exist. Poles are
+looked for where something that the function computes vanishes or turns (`signals`) and beside the peaks of its values;
+growth is fitted to the last decades before it overflows. All of it in double precision, whatever the program's: what exists is no matter of dtype.
 """
 
 from __future__ import annotations

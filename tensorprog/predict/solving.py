@@ -8,7 +8,6 @@ eigenvalues do no harm.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import get_lapack_funcs
 
-from tensorprog.errors import KernelWarning, ProgramError, bad_argument
+from tensorprog.errors import ProgramError, bad_argument, warn
 from tensorprog.program import is_concrete
 
 Array = jax.Array
@@ -105,11 +104,9 @@ def warn_condition(name: str, condition: float, dtype: Any, added: str = "") -> 
     """Say so when a system is solved to few digits, or a jitter was needed."""
     lost = condition * float(jnp.finfo(dtype).eps)
     if added or lost > LOST:
-        warnings.warn(
+        warn(
             f"{name} is ill-conditioned: condition number {condition:.1e} in {jnp.dtype(dtype).name}{added}. "
             "Predictions have few right digits; add a ridge, remove repeated inputs, or take double precision",
-            KernelWarning,
-            stacklevel=4,
         )
 
 
@@ -124,12 +121,10 @@ def _warn_near(name: str, kernel: np.ndarray, condition: float) -> None:
     apart[apart <= 8 * eps] = np.inf  # equal ones have the kernel of themselves
     i, j = np.unravel_index(np.argmin(apart), apart.shape)
     if apart[i, j] < NEAR * eps**0.5:
-        warnings.warn(
+        warn(
             f"{name} has inputs that are nearly equal: 1 − the correlation of rows {i} and {j} is {apart[i, j]:.1e}, "
             f"in {kernel.dtype.name}, with condition number {condition:.1e}. Where functions have kinks such entries "
             "have half the digits, and predictions few; add a ridge, or keep one of such inputs",
-            KernelWarning,
-            stacklevel=4,
         )
 
 

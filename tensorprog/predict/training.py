@@ -7,7 +7,6 @@ and multiply `max_learning_rate` by N (N k); a loss without the ½ doubles the r
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tensorprog.errors import KernelWarning, bad_argument
+from tensorprog.errors import bad_argument, warn
 from tensorprog.predict.arguments import (
     Problem,
     momentum_of,
@@ -112,7 +111,7 @@ def gradient_descent(
     largest = _stable(found.values[-1] + pull.astype(found.values.dtype), beta, nesterov)
     if is_concrete(largest) and is_concrete(rate) and float(rate) > float(largest):
         told = f"lr={float(rate):g} diverges: the largest stable learning rate is {float(largest):.4g}"
-        warnings.warn(f"{told} (tp.predict.max_learning_rate)", KernelWarning, stacklevel=2)
+        warn(f"{told} (tp.predict.max_learning_rate)")
 
     def curve(steps: Any, f0_train: Any = 0.0, kst: Any = None, f0_test: Any = 0.0) -> tuple[Array, Any]:
         bits = bits_of(whole(steps))
