@@ -2,7 +2,8 @@
 
 The inspector behind every refusal, at given data, of an expectation of one Gaussian that does not exist. Poles are
 looked for where something that the function computes vanishes or turns (`signals`) and beside the peaks of its values;
-growth is fitted to the last decades before it overflows. All of it in double precision, whatever the program's: what exists is no matter of dtype.
+growth is fitted to the last decades before it overflows. All of it in double precision, whatever the program's: what
+exists is no matter of dtype.
 """
 
 from __future__ import annotations
