@@ -55,16 +55,23 @@ def warn_unsettled(program: Program, m: Moments, sides: Sequence[Any], *, slopes
         order = np.argsort(-np.trace(found.cov, axis1=-2, axis2=-1), kind="stable")
         order = np.resize(order[:MOST], MOST)  # of one shape, so that it compiles once
         off = np.asarray(_off(fn, slopes, found.cov[order], tuple(found.numbers[order].T)))  # (functions, MOST)
-        off = np.where(np.isposinf(off), UNKNOWN, np.nan_to_num(off, nan=0.0))  # values that overflow: told elsewhere
-        beyond = off / np.array([ALLOWED, *[SLOPES] * (len(off) - 1)])[:, None]
-        beyond = np.where(off >= UNKNOWN, np.inf, beyond)  # a refusal comes before any warning
-        which, at = np.unravel_index(beyond.argmax(), beyond.shape)
+        rank, off, at = _worst(off)
         owner, variance = int(found.owners[order[at]]), float(np.diagonal(found.cov[order[at]]).mean())
-        own = float(beyond[which, at]), variance, float(off[which, at])
+        own = rank, variance, off
         worst[owner] = max(worst.get(owner, own), own)
-    for owner, (beyond, variance, off) in worst.items():
-        if beyond > 1:
+    for owner, (rank, variance, off) in worst.items():
+        if rank > 1:
             _tell(program, owner, variance, off)
+
+
+def _worst(off: np.ndarray) -> tuple[float, float, int]:
+    """Of what functions and slopes, rows, are off at covariances: the worst in units of what is allowed, infinite where
+    nothing is known, so that a refusal comes before any warning; how far that is off, and where."""
+    off = np.where(np.isposinf(off), UNKNOWN, np.nan_to_num(off, nan=0.0))  # values that overflow are told elsewhere
+    beyond = off / np.array([ALLOWED, *[SLOPES] * (len(off) - 1)])[:, None]
+    rank = np.where(off >= UNKNOWN, np.inf, beyond)
+    which, at = np.unravel_index(rank.argmax(), rank.shape)
+    return float(rank[which, at]), float(off[which, at]), int(at)
 
 
 def _tell(program: Program, position: int, variance: float, off: float) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import tensorprog as tp
+from tensorprog.accuracy import ALLOWED, SLOPES, UNKNOWN, _worst
 from tensorprog.functions.breaks import refuse_jumps
 from tensorprog.functions.joint import Partial
 
@@ -165,6 +166,19 @@ def test_who_does_not_ask_for_errors_is_told_of_large_ones() -> None:
     assert len(told) == 1
     assert abs(found - steep_moment(15 * STEEP)) > 1e-8, "the case is what it is said to be"
     assert told[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("off", "told"),
+    [
+        ([[0.1, 0.0], [0.0, 1.2]], (np.inf, 1.2, 1)),
+        ([[0.1, 0.0], [np.inf, 0.0]], (np.inf, UNKNOWN, 0)),
+        ([[0.0, 2 * ALLOWED], [1.5 * SLOPES, np.nan]], (2.0, 2 * ALLOWED, 1)),
+    ],
+)
+def test_what_is_told_of_many_errors(off: Any, told: Any) -> None:
+    """A refusal before any warning, and of what nothing is known; NaN is told elsewhere."""
+    np.testing.assert_allclose(_worst(np.array(off)), told)
 
 
 @pytest.mark.slow
