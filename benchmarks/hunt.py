@@ -128,7 +128,8 @@ def ask(case: Case) -> Answer:
         limit = tp.limit(made, x)
         found = {"limit": (np.asarray(limit.value), np.asarray(limit.stderr))}
         return Answer(found, exact=limit.method == "exact", drawn=limit.method == "particles")
-    if case.ask == "nngp" and not case.error:
+    drawn = report.is_sampled(made)
+    if case.ask == "nngp" and not drawn:  # bounds come with both kernels, and the NTK may not exist
         return Answer({"nngp": (np.asarray(tp.nngp(made, x1, x2)), None)})
     if case.ask in ("slope", "slopes"):
         kernel = tp.nngp if case.ask == "slope" else lambda *a: tuple(tp.kernels(*a)[:2])
@@ -137,7 +138,6 @@ def ask(case: Case) -> Answer:
         slopes = jax.jvp(at, (number,), (jnp.ones_like(number),))[1]
         several = {"nngp": slopes} if case.ask == "slope" else dict(zip(("nngp", "ntk"), slopes, strict=True))
         return Answer({kind: (np.asarray(slope), None) for kind, slope in several.items()})
-    drawn = report.is_sampled(made)
     kernels = tp.kernels(made, x1, x2, error=case.error or drawn, samples=SAMPLES)
     kinds = ("nngp",) if case.ask == "nngp" else ("nngp", "ntk")
     bound = lambda kind: None if kernels.error is None else np.asarray(getattr(kernels.error, kind))
