@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.integrate import quad
 from scipy.special import gamma, hyp2f1
 
 from tensorprog.functions.derived import Product, Slope, Times
@@ -295,11 +296,12 @@ def test_poles_whose_square_has_a_mean(place):
 
     c = jnp.array([1.0, 0.99, 0.5, -0.7])
     value, bound = pair(fn, fn, jnp.ones(1), jnp.ones(1), c)
-    assert (bound < 1e-6).all()
+    assert (bound < (1e-6 if place == 0 else 1e-4)).all()  # differences from a place that is not 0 are rounded
+    square = lambda z: np.abs(z - place) ** -0.4 * np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
+    assert abs(value[0] - quad(square, -12, place)[0] - quad(square, place, 12)[0]) < 1e-7
     if place == 0:
-        same = 2**-0.2 * gamma(0.3) / np.pi**0.5
         across = 2**-0.2 * gamma(0.4) ** 2 / np.pi * hyp2f1(0.1, 0.1, 0.5, np.asarray(c[1:]) ** 2)
-        np.testing.assert_allclose(value, [same, *across], rtol=1e-7)
+        np.testing.assert_allclose(value[1:], across, rtol=1e-7)
 
 
 def grown(z):
