@@ -98,18 +98,11 @@ def _functions(program: Program, m: Moments, sides: Sequence[Any]) -> dict[Any, 
     """Both sides of all joint expectations, by the function of its own Gaussians and how many numbers it is handed."""
     found: dict[Any, list[_Found]] = {}
     for side in joint_sides(m.demand):
-        e = side.equation
-        uses = (_met(program, m, same, e.own(side.slots), e.numbers, side.owner) for same in sides)
-        found.setdefault((side.alone, e.numbers.shape[1]), []).extend(uses)
+        for same in sides:
+            covs, numbers = side.met(m, program.leaves, same)
+            use = _Found(covs, numbers, np.full(len(covs), side.owner))
+            found.setdefault((side.alone, numbers.shape[1]), []).append(use)
     return {key: _Found(*map(np.concatenate, zip(*uses, strict=True))) for key, uses in found.items()}
-
-
-def _met(program: Program, m: Moments, same: Any, cells: np.ndarray, numbers: np.ndarray, owner: int) -> _Found:
-    """Values of cells (equations, k, k) and of numbers (equations, numbers) of all inputs of a side."""
-    values = np.moveaxis(np.asarray(same.value)[:, m.same.kept(cells)], -1, 2)  # (blocks, equations, n, k, k)
-    covs = values.reshape(-1, *values.shape[-2:])
-    known = m.numbers(program.leaves, same, numbers)
-    return _Found(covs, known.reshape(len(covs), -1), np.full(len(covs), owner))
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -73,14 +73,17 @@ def _uses(m: Moments) -> dict[Use, list[tuple[Any, Any, int]]]:
     return found
 
 
-def _met(m: Moments) -> Iterator[tuple[Elementwise, int, Any, Any, int, bool]]:
+@lru_cache(maxsize=64)
+def _met(m: Moments) -> tuple[tuple[Elementwise, int, Any, Any, int, bool], ...]:
     """Functions of one Gaussian with the power that is averaged, cells of variances, numbers, whose they are, whether
     slopes go with them: by numbers that differ, scalars of the inputs all alike."""
+    found = []
     for phi, power, places, numbers, owner, slopes in _each(m):
         _, kinds = np.unique(np.where(numbers < 0, -1, numbers), axis=0, return_inverse=True)
         for kind in range(kinds.max(initial=-1) + 1):
             own = kinds.reshape(-1) == kind
-            yield phi, power, places[own], numbers[own], owner, slopes
+            found.append((phi, power, places[own], numbers[own], owner, slopes))
+    return tuple(found)
 
 
 def _each(m: Moments) -> Iterator[tuple[Elementwise, int, Any, Any, int, bool]]:
@@ -213,12 +216,11 @@ def unsettled(program: Program, m: Moments, same: Any, *, slopes: bool) -> None:
 
 def _check_joint(program: Program, m: Moments, same: Any) -> None:
     """Functions F of several Gaussians, E F², where these vary most."""
-    for e, fn, alone, slots, owner in joint_sides(m.demand):
+    for side in joint_sides(m.demand):
+        e, fn, alone, slots, owner = side
         if _tame_joint(fn, e):
             continue
-        cells = np.asarray(same.value)[:, m.same.kept(e.own(slots))]  # (blocks, equations, k, k, n)
-        covs = np.moveaxis(cells, -1, 2).reshape(-1, len(slots), len(slots))
-        numbers = m.numbers(program.leaves, same, e.numbers).reshape(len(covs), -1)
+        covs, numbers = side.met(m, program.leaves, same)
         k = int(np.trace(covs, axis1=1, axis2=2).argmax())
         values, vectors = np.linalg.eigh(covs[k])
         kept = values > 1e-9 * values.max()

@@ -397,7 +397,7 @@ def _cube(fn: Known) -> Found:
     with np.errstate(all="ignore"):
         heights = np.log(np.abs(held)).reshape([_CUBE[0]] * fn.dimensions)
     nodes = np.linspace(-_CUBE_REACH, _CUBE_REACH, _CUBE[0])
-    narrow = peaks(values_at, np.where(np.isnan(heights), -np.inf, heights), nodes)
+    narrow = peaks(values_at, np.fmax(heights, -np.inf), nodes)
     if narrow:
         outside = ~np.any([p.holds(points) for p in narrow], 0)
         whole = sum(p.size for p in narrow)

@@ -55,8 +55,7 @@ def peaks(fn: Callable[[Array], Array], heights: Array, nodes: Array) -> list[Pe
 
 def _height(fn: Callable[[Array], Array], points: Array) -> Array:
     with np.errstate(all="ignore"):
-        heights = np.log(np.abs(fn(points))) - (points**2).sum(0) / 2
-    return np.where(np.isnan(heights), -np.inf, heights)
+        return np.fmax(np.log(np.abs(fn(points))) - (points**2).sum(0) / 2, -np.inf)
 
 
 def _climbed(fn: Callable[[Array], Array], start: Array, length: float) -> Array:

@@ -170,6 +170,14 @@ class JointSide(NamedTuple):
     slots: tuple[int, ...]
     owner: int
 
+    def met(self, m: Moments, leaves: Any, same: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Covariances (uses, k, k) of its Gaussians at all inputs, and its numbers (uses, numbers) there; `same` has
+        values (blocks, cells, n)."""
+        cells = np.asarray(same.value)[:, m.same.kept(self.equation.own(self.slots))]  # (blocks, equations, k, k, n)
+        covs = np.moveaxis(cells, -1, 2).reshape(-1, len(self.slots), len(self.slots))
+        numbers = m.numbers(leaves, same, self.equation.numbers)
+        return covs, numbers.reshape(len(covs), self.equation.numbers.shape[1])
+
 
 def joint_sides(demand: Demand) -> Iterator[JointSide]:
     """Both sides of all expectations of functions of several Gaussians."""
