@@ -22,6 +22,7 @@ from tensorprog.functions.derived import Product, Shifted
 from tensorprog.functions.forms import Form, Numbers, inverse_root
 from tensorprog.functions.frozen import Function
 from tensorprog.functions.piecewise import Piecewise, polynomial
+from tensorprog.functions.recognition import recognised
 from tensorprog.functions.ruled import Bare, Shapes, own_slope, ruled
 from tensorprog.functions.table import recognise
 
@@ -85,12 +86,14 @@ class Call:
 
 def elementwise(function: Function, numbers: int | Shapes) -> Elementwise:
     """A frozen function of one vector and so many numbers, or of numbers of these shapes; its closed form is looked up
-    in the table."""
+    in the table, and else in what the function computes."""
     shapes = ((),) * numbers if isinstance(numbers, int) else numbers
-    form = recognise(function)
+    call, form = Call(function), recognise(function)
     if form is None:
-        return of_function(Call(function), shapes, function.name)
-    return of_form(form, len(shapes), function.name, Call(function))
+        form = recognised(call, shapes)
+    if form is None:
+        return of_function(call, shapes, function.name)
+    return of_form(form, len(shapes), function.name, call)
 
 
 def of_form(form: Form, count: int, name: str, fn: Callable[..., Any] | None = None) -> Elementwise:

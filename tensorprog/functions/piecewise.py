@@ -98,7 +98,8 @@ class Piecewise(Form):
         (plain, signed), (plain_b, signed_b) = _split(self.values(numbers)), _split(other.values(others))
         total = jnp.zeros(jnp.broadcast_shapes(a.shape, b.shape, c.shape), c.dtype)
         for k in range(min(max(plain, default=-1), max(plain_b, default=-1)) + 1):
-            total = total + c**k * (_mean_derivative(plain, k, a) * _mean_derivative(plain_b, k, b) / math.factorial(k))
+            means = _mean_derivative(plain, k, a) * _mean_derivative(plain_b, k, b)
+            total = total + c**k * (means / float(math.factorial(k)))  # 21! is no 64-bit integer
         for p, w in plain.items():
             for q, v in signed_b.items():
                 total = total + w * v * _mixed(p, q, a, b, c)
@@ -145,7 +146,7 @@ def _mean_derivative(plain: dict[int, Any], k: int, a: Array) -> Array:
     total = jnp.zeros_like(a)
     for p, weight in plain.items():
         if p >= k:
-            total = total + weight * math.perm(p, k) * Power(p - k).mean(a)
+            total = total + weight * float(math.perm(p, k)) * Power(p - k).mean(a)
     return total
 
 
