@@ -137,11 +137,11 @@ def _upright(kind: str, w: float) -> tuple[float, str, float]:
     return math.copysign(1.0, w) if kind == "sin" else 1.0, kind, abs(w)
 
 
-def power(x: Sum, n: int) -> Sum:
-    if not 0 <= n <= HIGHEST:
+def power(x: Sum, n: float) -> Sum:
+    if n not in range(HIGHEST + 1):
         raise Outside("a power that is no polynomial")
     found = constant(1.0)
-    for _ in range(n):
+    for _ in range(int(n)):
         found = multiplied(found, x)
     return found
 

@@ -125,13 +125,13 @@ def _run(body: ClosedJaxpr, inputs: Sequence[Value], dtype: np.dtype) -> list[Va
 
 
 def _literal(value: Any) -> Value:
-    if np.shape(value) != ():
+    if np.shape(value) != () or np.iscomplexobj(value):
         return None
     if getattr(value, "dtype", None) == np.dtype(bool) or isinstance(value, bool):
         return Truth(bool(value), bool(value))
     try:
         return _constant(float(value))
-    except (TypeError, OverflowError, Outside):  # complex, traced, or beyond what coefficients are
+    except (TypeError, OverflowError, Outside):  # a key, traced, or beyond what coefficients are
         return None
 
 
@@ -195,11 +195,14 @@ def _converted(value: Any, target: Any, dtype: np.dtype) -> Value:
     if isinstance(value, Truth):
         if target == np.dtype(bool):
             return value
-        if None in value:
+        settled = [normal.constant(float(side)) for side in value if side is not None]
+        if len(settled) < 2:
             raise Outside("a test that is not settled")
-        return Sides(*(normal.constant(float(side)) for side in value))
+        return Sides(*settled)
     if target == dtype:
         return value
+    if not any(jnp.issubdtype(target, kind) for kind in (bool, jnp.integer, jnp.floating)):
+        raise Outside("complex numbers")
     constants = [normal.static(side) for side in value]
     if target == np.dtype(bool):
         return Truth(*(x != 0 for x in constants))
@@ -239,8 +242,8 @@ def _compared(name: str, above: bool, x: Sum, y: Sum) -> bool | None:
 def _power(equation: Any, own: list[Any]) -> Value:
     """x^n and c^x, of exponents and bases that stand in the text: others have derivatives with a logarithm."""
     base, exponent = equation.invars
-    if isinstance(exponent, Literal) and float(exponent.val).is_integer():
-        return Sides(*(normal.power(x, int(exponent.val)) for x in own[0]))
+    if isinstance(exponent, Literal):
+        return Sides(*(normal.power(x, float(exponent.val)) for x in own[0]))
     if isinstance(base, Literal) and base.val > 0:
         return Sides(*(normal.exp(normal.scaled(x, math.log(base.val))) for x in own[1]))
     raise Outside("a power that is no polynomial")
