@@ -298,7 +298,7 @@ def _piecewise(below: Sum, above: Sum) -> Piecewise:
 def _smooth(x: Sum) -> Form | None:
     terms = [(x[m], m) for m in sorted(x)]
     if all(m == Monomial(m.p, m.s, erfs=m.erfs) and m.s >= 0 and len(m.erfs) <= 1 for m in x):
-        # A power that grows as exp(x^2) has expectations for small variances alone.
+        # With s < 0 there are expectations for small variances alone.
         found = Erf.of(*((w, Bell(m.p, m.s, *m.erfs)) for w, m in terms))
         return found if len(x) * (1 + max(m.p for m in x)) <= ERF_COST else None
     if all(m == Monomial(e=m.e, wave=m.wave, w=m.w) and (m.e == 0 or m.w == 0) for m in x):
