@@ -66,7 +66,8 @@ def floating(array: jax.Array | np.ndarray, dtype: Any) -> jax.Array:
     if isinstance(array, jax.Array) and array.dtype == dtype:
         return array  # where it lives
     cast = _fit(given, np.dtype(dtype))
-    return array.astype(dtype) if isinstance(array, jax.Array) else jnp.asarray(cast)
+    # A copy, of what is the user's to change; `jnp.asarray` compiles a program for each shape.
+    return array.astype(dtype) if isinstance(array, jax.Array) else jax.device_put(cast, may_alias=False)
 
 
 def fits(array: jax.Array | np.ndarray) -> bool:
@@ -83,8 +84,8 @@ def is_concrete(value: Any) -> bool:
     if not isinstance(value, jax.Array):
         return True
     try:
-        np.asarray(value[:0] if value.ndim and not is_split(value) else value)
-    except jax.errors.TracerArrayConversionError:
+        value.devices()
+    except jax.errors.ConcretizationTypeError:
         return False
     return True
 

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tensorprog.evaluation import is_costly, tile_side
 from tensorprog.interpret.plan import Group, Plan, Run
 from tensorprog.interpret.system import Moments, integrated, kernel_structure, moments, output_targets
 from tensorprog.program import Program
 from tensorprog.sampling.kernels import default_samples, division
 from tensorprog.sampling.plan import plan
+from tensorprog.stripes import Shape, is_costly, shape
 
 _COMPILER = {False: 120e6, True: 400e6}
 """What compiling takes beside the arrays, as measured: more for functions that go by series and quadrature."""
 _COPIES = 3
 """Buffers that live at one time: a loop's old and new one, and what is being gathered."""
+_STRIPES = 3
+"""Stripes that live at one time: one at work, the one before, and what is copied of it."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,14 @@ def kernel_plan(program: Program, inputs: int, *, itemsize: int = 8, tangent: bo
     if not integrated(structure, output_targets(structure)):
         return _sampled(program, inputs, tangent)
     m = moments(structure, output_targets(structure))
-    side = tile_side(m)
-    blocks = -(-inputs // side)
+    own = shape(m)
+    blocks = -(-inputs // own.block)
     count = blocks * (blocks + 1) // 2 if all(u == v for u, v in m.targets) else blocks**2
     how = (
         f"moment equations: {len(m.demand.cross.owners) - 2} for each pair of inputs, "
-        f"{len(m.demand.same.owners) - 2} for each input; {count} tiles of {side} × {side} pairs"
+        f"{len(m.demand.same.owners) - 2} for each input; {count} blocks of {own.block} × {own.block} pairs"
     )
-    arrays = _arrays(m, inputs, side, count, itemsize, tangent)
+    arrays = _arrays(m, inputs, own, itemsize, tangent)
     return KernelPlan(how, inputs, arrays, _process(), is_costly(m))
 
 
@@ -77,15 +79,14 @@ def _sampled(program: Program, inputs: int, tangent: bool) -> KernelPlan:
     return KernelPlan(how, inputs, 8 * (draws + squares + kernels), _process())
 
 
-def _arrays(m: Moments, inputs: int, side: int, count: int, itemsize: int, tangent: bool) -> float:
-    """Bytes of a tile at work, of what is known of each input, and of the result."""
+def _arrays(m: Moments, inputs: int, own: Shape, itemsize: int, tangent: bool) -> float:
+    """Bytes of a block at work, of a stripe, of what is known of each input, and of the result."""
     kinds = 2 if tangent else 1
-    pairs = side * side * itemsize * kinds
-    work = (_COPIES * m.cross.rows + _widest(m.cross)) * pairs
-    own = (_COPIES * m.same.rows + _widest(m.same)) * side * itemsize
+    work = (_COPIES * m.cross.rows + _widest(m.cross)) * own.block**2 * itemsize * kinds
+    alone = (_COPIES * m.same.rows + _widest(m.same)) * (own.block if is_costly(m) else own.panel) * itemsize
     known = len(m.same.keep) * inputs * itemsize
-    kept = len(m.cross.keep) * (count * side * side + 2 * inputs**2) * itemsize * kinds
-    return work + own + known + kept
+    kept = len(m.cross.keep) * (_STRIPES * own.panel**2 + inputs**2) * itemsize * kinds
+    return work + alone + known + kept
 
 
 def _widest(plan: Plan) -> int:

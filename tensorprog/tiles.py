@@ -9,7 +9,7 @@ the bit, are found here too: their pairs are not left to correlations that round
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -20,16 +20,6 @@ from tensorprog.program import is_concrete
 
 Array = jax.Array
 Blocks = tuple[Array, ...]
-BYTES = 4 * 2**20
-"""Memory that a tile's buffer should stay in: about a core's cache."""
-
-
-def side(rows: int, *, small: bool) -> int:
-    """The side of a tile whose buffer has so many rows: a power of two from 4 to 64 (32 where entries are costly)."""
-    largest = 32 if small else 64
-    while largest > 4 and rows * largest**2 * 8 > BYTES:
-        largest //= 2
-    return largest
 
 
 def blocks(x: tuple[Array, ...], size: int) -> tuple[Array, ...]:
@@ -53,9 +43,19 @@ def wanted(i: Any, j: Any, size: int, n1: int, n2: int, symmetric: bool) -> Arra
     return inside & (row < column) if symmetric else inside
 
 
+def panels(x: tuple[Array, ...], size: int) -> list[tuple[Array, ...]]:
+    """Known inputs (N, …) in pieces of one size, the last filled up with copies of the last example."""
+    if not x:
+        return [()]
+    arrays = [np.asarray(a) for a in x]
+    pieces = [[a[start : start + size] for a in arrays] for start in range(0, len(arrays[0]), size)]
+    filled = lambda a: a if len(a) == size else np.concatenate([a, np.repeat(a[-1:], size - len(a), axis=0)])
+    return [tuple(jax.device_put(filled(a)) for a in piece) for piece in pieces]
+
+
 def rows_alike(x1: tuple[Array, ...], x2: tuple[Array, ...]) -> np.ndarray | None:
     """Which concrete examples are equal, all their numbers to the bit, (N1, N2); None where no two are."""
-    one, two = _labels(x1, x2)
+    one, two = labels(x1, x2)
     return one[:, None] == two if np.isin(one, two).any() else None
 
 
@@ -72,45 +72,58 @@ def distinct(x1: tuple[Array, ...], x2: tuple[Array, ...] | None) -> tuple[tuple
     own = x1 if x2 is None else tuple(jnp.concatenate(pair) for pair in zip(x1, x2, strict=True))
     count, index = len(x1[0]) if x1 else 1, np.arange(len(own[0]) if own else 1)
     if own and all(is_concrete(a) for a in own):
-        (labels,) = _labels(own)
-        places = np.unique(labels, return_index=True)[1]
-        index = np.argsort(np.argsort(places))[labels]
+        (known,) = labels(own)
+        places = np.unique(known, return_index=True)[1]
+        index = np.argsort(np.argsort(places))[known]
         own = tuple(a[np.sort(places)] for a in own)
     return own, index[:count], index if x2 is None else index[count:]
 
 
-def _labels(*batches: tuple[Array, ...]) -> list[np.ndarray]:
-    """A number for each example of the batches, that of equal ones the same."""
-    rows = [np.concatenate([np.asarray(a, float).reshape(len(a), -1) for a in x], axis=1) for x in batches]
+def labels(*batches: tuple[Array, ...]) -> list[np.ndarray]:
+    """A number for each example of the batches, that of equal ones the same; there is one where there are no inputs."""
+    if not batches[0]:
+        return [np.zeros(1, int) for _ in batches]
+    known = batches[:1] if all(x is batches[0] for x in batches) else batches
+    wide = lambda a: a if a.dtype.itemsize >= 4 else a.astype(np.float32)
+    rows = [np.concatenate([wide(np.asarray(a)).reshape(len(a), -1) for a in x], axis=1) for x in known]
     whole = np.ascontiguousarray(np.concatenate(rows) + 0.0)  # -0.0 becomes 0.0
-    if not whole.shape[1]:
-        return [np.zeros(len(r), int) for r in rows]
-    keys = whole.view(np.dtype((np.void, whole.shape[1] * whole.itemsize)))[:, 0]
-    labels = np.unique(keys, return_inverse=True)[1].reshape(-1)
-    return np.split(labels, np.cumsum([len(r) for r in rows])[:-1])
+    found = _numbered(whole) if whole.shape[1] else np.zeros(len(whole), int)
+    split = np.split(found, np.cumsum([len(r) for r in rows])[:-1])
+    return split if len(known) == len(batches) else split * len(batches)
 
 
-def host_map(fn: Callable[..., Any], items: Iterable[Any], progress: bool, total: int) -> list[Any]:
-    """fn over items in a Python loop, with a progress bar when asked and tqdm is there."""
-    bar = _progress(items, total) if progress else items
-    return [jax.tree.map(np.asarray, fn(*item)) for item in bar]
+def _numbered(rows: np.ndarray) -> np.ndarray:
+    """A number for each row, by a sum of its bits under random weights; where rows that differ have one sum, by sorting
+    them whole."""
+    bits = rows.view(np.uint32).reshape(len(rows), -1)
+    weights = np.random.default_rng(0).integers(1, 2**63, bits.shape[1], dtype=np.uint64)
+    sums = np.array([np.dot(own.astype(np.uint64), weights) for own in bits])
+    _, first, found = np.unique(sums, return_index=True, return_inverse=True)
+    again = first[found]
+    moved = again != np.arange(len(rows))
+    if (bits[moved] == bits[again[moved]]).all():
+        return found.reshape(-1)
+    keys = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize)))[:, 0]
+    return np.unique(keys, return_inverse=True)[1].reshape(-1)
 
 
-def _progress(items: Iterable[Any], total: int) -> Iterable[Any]:
+def shown(items: Sequence[Any], progress: bool) -> Iterable[Any]:
+    """Items with a progress bar over them, when asked and where tqdm is there."""
+    if not progress:
+        return items
     try:
         from tqdm import tqdm
     except ImportError:
         return items
-    return tqdm(items, total=total, unit="tile", leave=False)
+    return tqdm(items, unit="stripe", leave=False)
 
 
-def assemble(tiles: Array, index: np.ndarray, counts: tuple[int, int], ns: tuple[int, int], xp: Any) -> Array:
+def assemble(tiles: Array, index: np.ndarray, counts: tuple[int, int], ns: tuple[int, int]) -> Array:
     """Tiles (T, R, t, t) in the order of `index` as one array (R, N1, N2); missing tiles are 0."""
     _, rows, size, _ = tiles.shape
     place = np.full(counts, 0, dtype=np.int64)
     place[index[:, 0], index[:, 1]] = np.arange(len(index))
-    grid = tiles[place]
-    whole = xp.moveaxis(grid, 2, 0).swapaxes(2, 3)
+    whole = jnp.moveaxis(tiles[place], 2, 0).swapaxes(2, 3)
     return whole.reshape(rows, counts[0] * size, counts[1] * size)[:, : ns[0], : ns[1]]
 
 

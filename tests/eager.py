@@ -22,11 +22,12 @@ import numpy as np
 import scipy.linalg
 import scipy.special
 
-from tensorprog import decomposition, evaluation, kernel, limits, tiles
+from tensorprog import assembly, decomposition, evaluation, kernel, limits, stripes, tiles
 from tensorprog.functions import base
 from tensorprog.functions.frozen import Function
 from tensorprog.interpret import (
     batch,
+    buffers,
     evaluator,
     exact,
     integrals,
@@ -183,6 +184,12 @@ class _Jax:
         return fn
 
 
+class _Host(_Jax):
+    """`jax` where results stay NumPy's."""
+
+    device_put = staticmethod(array)
+
+
 # ---- what stays compiled
 
 
@@ -284,7 +291,21 @@ def _changed(changes: list[tuple[Any, str, Any]]) -> Iterator[None]:
 
 def _on_numpy() -> list[tuple[Any, str, Any]]:
     """What makes the rules of moments NumPy's."""
-    uses_numpy = (evaluation, tiles, moments, rules, integrals, joints, batch, system, linear, kernel)
+    uses_numpy = (
+        assembly,
+        evaluation,
+        stripes,
+        tiles,
+        buffers,
+        moments,
+        rules,
+        integrals,
+        joints,
+        batch,
+        system,
+        linear,
+        kernel,
+    )
     uses_jax = (moments, rules, integrals, joints, system)
     return [
         *((module, "jnp", NUMPY) for module in uses_numpy),
@@ -293,6 +314,16 @@ def _on_numpy() -> list[tuple[Any, str, Any]]:
         (joints, "mapped", _map),
         (batch, "mapped", _map),
         (moments, "whole", lambda always, fn, operand, like: fn(operand)),
+    ]
+
+
+def uncompiled() -> list[tuple[Any, str, Any]]:
+    """Stripes of one block, as many inputs as a random program is given, and no compilation to share."""
+    same = [(stripes, name, inspect.unwrap(getattr(stripes, name))) for name in ("panel", "stripe")]
+    return [
+        *same,
+        (stripes, "shape", lambda m: stripes.Shape(2, 2)),
+        *((module, "jax", _Host()) for module in (evaluation, tiles)),
     ]
 
 
@@ -316,10 +347,7 @@ def eager() -> Iterator[None]:
         *((joints, name, _several_expected(getattr(joints, name), count)) for name, count in several.items()),
         (products, "_substituted", _substituted),
         (plan, "tabulated", lambda *_: False),  # tables are for many inputs
-        # As many inputs as a random program is given, and no compilation to share.
-        (evaluation, "tile_side", lambda m: 2),
-        (evaluation, "_alone", system.same_stage),
-        (evaluation, "_tile", inspect.unwrap(evaluation._tile)),
+        *uncompiled(),
         (families, "_grown", inspect.unwrap(families._grown)),  # it takes its factor from `products`
         (limits, "expectations", inspect.unwrap(roads.expectations)),
         (exact, "_run", inspect.unwrap(exact._run)),

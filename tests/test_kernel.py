@@ -194,11 +194,12 @@ def test_float32_is_near_float64(name: str) -> None:
 
 
 def test_nothing_compiles_again_for_another_number_of_inputs() -> None:
-    from tensorprog.evaluation import _tile
+    from tensorprog.stripes import panel, stripe
 
     program = ZOO["mlp"]
     tp.ntk(program, data(program, 5))
-    size: Any = _tile._cache_size  # pyright: ignore[reportAttributeAccessIssue]
+    tp.ntk(program, data(program, 5), data(program, 6, 1))
+    size: Any = lambda: [f._cache_size() for f in (panel, stripe)]  # pyright: ignore[reportFunctionMemberAccess]
     before = size()
     for n in (1, 3, 40, 90):
         tp.ntk(program, data(program, n), data(program, n + 1))

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import erf
 
+from tensorprog.functions.angles import angle
 from tensorprog.functions.forms import Coefficient, Form, Numbers, absolute_moment, gap, half_power
 
 
@@ -95,7 +96,7 @@ def bell_pair(one: Bell, two: Bell, a: Array, b: Array, c: Array) -> Any:
         return 1.0
     k, l = 2 * one.k**2, 2 * two.k**2
     rest = 1 + k * a + l * b + k * l * gap(a, b, c)
-    return 2 / math.pi * jnp.arctan2(math.copysign(math.sqrt(k * l), one.k * two.k) * c, jnp.sqrt(rest))
+    return 2 / math.pi * angle(math.copysign(math.sqrt(k * l), one.k * two.k) * c, jnp.sqrt(rest))
 
 
 def _tilted(one: Bell, two: Bell, a: Array, b: Array, c: Array) -> Any:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from tensorprog.functions.angles import angle
 from tensorprog.functions.forms import (
     Coefficient,
     Form,
@@ -188,7 +189,7 @@ def correlation(a: Array, b: Array, c: Array) -> tuple[Array, Array]:
 def signed_pair(p: int, q: int, a: Array, b: Array, c: Array) -> Array:
     """S_pq = E u^p sign(u) v^q sign(v), for p + q even (it is 0 for odd)."""
     r, s = correlation(a, b, c)
-    arcsine = jnp.arctan2(r, s)
+    arcsine = angle(r, s)
     known: dict[tuple[int, int], Any] = {(0, 0): 2 / math.pi * arcsine}
 
     def standard(p: int, q: int) -> Any:

@@ -104,6 +104,11 @@ def pair(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffer)
     _, phi, psi, _ = group.form  # type: ignore[misc]
     cov = buffer.value[arrays["cov"]]
     given = None
+    if context.matched and context.left is not None and group.itself:
+        known = context.left
+        error = None if known.error is None else known.error[arrays["left"]]
+        numbers = both_numbers(group, arrays, context, buffer)
+        return _one(group, known.value[arrays["left"]], error, numbers, buffer, arrays["cov"])
     if context.left is None or context.right is None:
         a, b = buffer.value[arrays["left"]], buffer.value[arrays["right"]]
     else:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import mul
 from typing import Any, assert_never
 
 import jax.numpy as jnp
@@ -67,6 +69,7 @@ class Monomials:
         self.entries: list[tuple[float, tuple[tuple[int, int, int], ...]]] = []
         self.known: dict[Any, int] = {}
         self.products: dict[tuple[int, int], int] = {}
+        self.placed: dict[Any, tuple[list[int], np.ndarray, np.ndarray, np.ndarray]] = {}
         self.zero, self.one = self.add(0.0, ()), self.add(1.0, ())
 
     def add(self, constant: float, factors: tuple[tuple[int, int, int], ...]) -> int:
@@ -94,23 +97,28 @@ class Monomials:
             return self.multiply(int(left), int(right))
         return elementwise(self.multiply, left, right)
 
-    def values(self, leaves: Sequence[Any], dtype: Any) -> Any:
-        """All monomials' values, one array."""
-        used = sorted({leaf for _, own in self.entries for leaf, _, _ in own})
-        sizes = [math.prod(np.shape(leaves[leaf])) for leaf in used]
-        # Position 0 of the flat numbers is the number 1, which fills up short products.
-        starts = dict(zip(used, np.cumsum([1, *sizes]).tolist(), strict=False))
-        flat = jnp.concatenate([jnp.ones(1, dtype), *(jnp.asarray(leaves[leaf], dtype).reshape(-1) for leaf in used)])
-        constants = np.array([constant for constant, _ in self.entries])
+    def values(self, leaves: Sequence[Any], dtype: Any, xp: Any = jnp) -> Any:
+        """All monomials' values, one array; with `xp=np` where all leaves are known."""
+        used, constants, above, below = self.factors(tuple(np.shape(leaf) for leaf in leaves))
+        flat = xp.concatenate([xp.ones(1, dtype), *(xp.asarray(leaves[leaf], dtype).reshape(-1) for leaf in used)])
+        product = lambda factors: reduce(mul, (factors[:, k] for k in range(factors.shape[1])), 1.0)
+        values = xp.asarray(constants, dtype) * product(flat[above])
+        return values / product(flat[below]) if below.shape[1] else values
 
-        def factors(power: int) -> np.ndarray:
-            rows = [[starts[leaf] + element for leaf, element, p in f if p == power] for _, f in self.entries]
-            longest = max((len(row) for row in rows), default=0)
-            return np.array([row + [0] * (longest - len(row)) for row in rows], dtype=np.int32)
+    def factors(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
+        """The leaves that enter, constants, and places of factors and divisors in the leaves' numbers behind a 1."""
+        if (len(self.entries), shapes) not in self.placed:
+            used = sorted({leaf for _, own in self.entries for leaf, _, _ in own})
+            starts = dict(zip(used, np.cumsum([1, *(math.prod(shapes[leaf]) for leaf in used)]).tolist(), strict=False))
 
-        values = jnp.asarray(constants, dtype) * jnp.prod(flat[factors(1)], axis=1)
-        below = factors(-1)
-        return values / jnp.prod(flat[below], axis=1) if below.shape[1] else values
+            def factors(power: int) -> np.ndarray:
+                rows = [[starts[leaf] + element for leaf, element, p in f if p == power] for _, f in self.entries]
+                longest = max((len(row) for row in rows), default=0)
+                return np.array([row + [0] * (longest - len(row)) for row in rows], dtype=np.int32)
+
+            constants = np.array([constant for constant, _ in self.entries])
+            self.placed = {(len(self.entries), shapes): (used, constants, factors(1), factors(-1))}
+        return self.placed[len(self.entries), shapes]
 
 
 @dataclass(frozen=True)
@@ -318,10 +326,10 @@ class Linear:
             known.append(num.index)
         return known.index(num.index), shape
 
-    def array_values(self, leaves: Sequence[Any], dtype: Any) -> dict[Sites, Any]:
+    def array_values(self, leaves: Sequence[Any], dtype: Any, xp: Any = jnp) -> dict[Sites, Any]:
         """The arrays that functions hold, by shape, along a first axis."""
         return {
-            shape: jnp.stack([jnp.asarray(leaves[index], dtype) for index in known])
+            shape: xp.stack([xp.asarray(leaves[index], dtype) for index in known])
             for shape, known in self.arrays.items()
         }
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.interpret import batch, integrals, joints, rules
-from tensorprog.interpret.buffers import Array, Buffer, Context
+from tensorprog.interpret.buffers import Array, Buffer, Context, Rows
+from tensorprog.interpret.equations import UNIT
 from tensorprog.interpret.plan import Group, Plan, Run
 from tensorprog.loops import whole
 
@@ -42,11 +43,8 @@ def evaluate(
     plan: Plan, context: Context, batch: tuple[int, ...], *, tangent: bool, error: bool, deltas: Array | None = None
 ) -> Buffer:
     """Run the plan; the result holds the kept cells' rows. `deltas` (cells, *batch) are added to tangents by cell."""
-    dtype = context.monomials.dtype
-    zeros = jnp.zeros((plan.rows, *batch), dtype)
-    buffer = Buffer(
-        zeros.at[1].set(1.0), zeros if tangent else None, zeros if error else None, zeros if error and tangent else None
-    )
+    zeros, ones = _constant(plan, batch, context.monomials.dtype)
+    buffer = Buffer(ones, zeros if tangent else None, zeros if error else None, zeros if error and tangent else None)
     for step in plan.steps:
         if isinstance(step, Run):
             buffer = _loop(step, context, buffer, deltas)
@@ -54,16 +52,30 @@ def evaluate(
             for group in step:
                 buffer = _group(group, group.arrays, context, buffer, deltas)
     rows = plan.row_of[plan.keep].astype(np.int32)
-    return jax.tree.map(lambda a: a[rows], buffer)
+    return Buffer(*(None if a is None else a[rows] for a in _fields(buffer)))
+
+
+def _constant(plan: Plan, batch: tuple[int, ...], dtype: Any) -> tuple[Any, Any]:
+    """A buffer of zeros, and one whose row `UNIT` is 1."""
+    if plan.fixed:
+        zero, one = jnp.zeros(batch, dtype), jnp.ones(batch, dtype)
+        return tuple(Rows(tuple(row if k == UNIT else zero for k in range(plan.rows))) for row in (zero, one))
+    zeros = jnp.zeros((plan.rows, *batch), dtype)
+    return zeros, zeros.at[UNIT].set(1.0)
 
 
 def _loop(run: Run, context: Context, buffer: Buffer, deltas: Array | None) -> Buffer:
-    stacked = [[{k: jnp.asarray(a) for k, a in g.arrays.items()} for g in level] for level in run.levels]
+    """What all repeats have in common stays known, so that rows that are read and written are slices."""
+    known = [[g.common for g in level] for level in run.levels]
+    stacked = [
+        [{k: jnp.asarray(a) for k, a in g.arrays.items() if k not in own} for g, own in zip(*level, strict=True)]
+        for level in zip(run.levels, known, strict=True)
+    ]
 
     def body(carry: Buffer, arrays: Any) -> tuple[Buffer, None]:
-        for level, level_arrays in zip(run.levels, arrays, strict=True):
-            for group, group_arrays in zip(level, level_arrays, strict=True):
-                carry = _group(group, group_arrays, context, carry, deltas, looped=True)
+        for level in zip(run.levels, known, arrays, strict=True):
+            for group, own, its in zip(*level, strict=True):
+                carry = _group(group, {**own, **its}, context, carry, deltas, looped=True)
         return carry, None
 
     return jax.lax.scan(body, buffer, stacked)[0]
@@ -83,19 +95,26 @@ def _group(
     rule = _RULES[group.form[0]]
     out = arrays["out"]
     shape = (out.shape[0], *buffer.value.shape[1:])
-
-    like = jax.tree.map(lambda old: jax.ShapeDtypeStruct(shape, old.dtype), buffer)
+    asked = [None if a is None else jax.ShapeDtypeStruct(shape, a.dtype) for a in _fields(buffer)]
+    like = Buffer(*asked)
 
     def compute(buffer: Buffer) -> Buffer:
-        value, tangent, error, tangent_error = rule(group, arrays, context, buffer)
         # A rule may give less than is asked for (zeros then), or more (bounds that nobody carries on).
-        found = (value, tangent, error, tangent_error)
-        asked = (like.value, like.tangent, like.error, like.tangent_error)
-        full = lambda old, new: jnp.zeros(shape, old.dtype) if new is None else jnp.broadcast_to(new, shape)
-        return Buffer(*(None if a is None else full(a, f) for a, f in zip(asked, found, strict=True)))  # type: ignore[arg-type]
+        found = rule(group, arrays, context, buffer)
+        full = lambda a, new: jnp.zeros(shape, a.dtype) if new is None else jnp.broadcast_to(new, shape)
+        return Buffer(*(None if a is None else full(a, f) for a, f in zip(asked, found, strict=True)))
 
-    integrated = looped and group.form[0] in _INTEGRATED
-    new = whole(out[0] >= 0, compute, buffer, like) if integrated else compute(buffer)
+    integrated = looped and not context.plain and group.form[0] in _INTEGRATED
+    new = whole(arrays["ids"][0] >= 0, compute, buffer, like) if integrated else compute(buffer)
     if deltas is not None and new.tangent is not None:
         new = replace(new, tangent=new.tangent + deltas[arrays["ids"]])
-    return jax.tree.map(lambda old, rows: old.at[out].set(rows), buffer, new)
+    pairs = zip(_fields(buffer), _fields(new), strict=True)
+    return Buffer(*(None if old is None else _written(old, out, rows) for old, rows in pairs))
+
+
+def _written(old: Any, out: Any, rows: Array) -> Any:
+    return old.written(out, rows) if isinstance(old, Rows) else old.at[out].set(rows)
+
+
+def _fields(buffer: Buffer) -> tuple[Any, Any, Any, Any]:
+    return buffer.value, buffer.tangent, buffer.error, buffer.tangent_error

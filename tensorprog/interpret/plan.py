@@ -38,6 +38,10 @@ from tensorprog.interpret.equations import (
 TRASH = 2
 """The row that filled-up places of a loop write to."""
 FIRST_ROW = 3
+FEW = 32
+"""Rows up to which each is an array of its own."""
+PLACES = ("out", "cells", "cov", "var", "calls", "blocks", "joint")
+"""Arrays of a group that say where in a buffer it reads and writes."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,16 @@ class Group:
 
     def __hash__(self) -> int:
         return id(self)
+
+    @property
+    def common(self) -> dict[str, Array]:
+        """Of arrays stacked over a loop's repeats those that are the same in each; `ids` never are, even in one."""
+        return {k: a[0] for k, a in self.arrays.items() if k != "ids" and (a == a[:1]).all()}
+
+    @property
+    def itself(self) -> bool:
+        """Whether all pairs that are integrated are, of an input with itself, one Gaussian with itself."""
+        return bool((self.arrays["left"] == self.arrays["right"]).all())
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,12 @@ class Plan:
     rows: int
     row_of: Array
     keep: Array
+
+    @property
+    def fixed(self) -> bool:
+        """Whether there are few rows, and loops read and write the same ones in each repeat."""
+        looped = [g for step in self.steps if isinstance(step, Run) for level in step.levels for g in level]
+        return self.rows <= FEW and all(name in g.common for g in looped for name in PLACES if name in g.arrays)
 
     def kept(self, cells: Array) -> Array:
         """Positions of cells among the kept ones."""

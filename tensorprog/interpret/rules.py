@@ -18,6 +18,8 @@ from tensorprog.interpret.buffers import Array, Buffer, Context, Result, one_inp
 from tensorprog.interpret.plan import Group
 
 HIGHEST = jax.lax.Precision.HIGHEST
+SHORT = 8
+"""Terms up to which a sum is written out."""
 
 
 def _spread(values: Array, rank: int) -> Array:
@@ -31,7 +33,7 @@ def _weighted(*terms: tuple[Array, Array]) -> Array:
     All terms are one sum. XLA's CPU compiler (that of jaxlib 0.10.2) puts several sums that are added into one kernel;
     where they share a coefficient, spread over the batch, and an axis has length 1, it reads memory that nobody wrote.
     """
-    if terms[0][1].shape[1] > 8 and all(coefs.ndim == 2 for coefs, _ in terms):
+    if terms[0][1].shape[1] > SHORT and all(coefs.ndim == 2 for coefs, _ in terms):
         return reduce(add, (jnp.einsum("mk,mk...->m...", *term, precision=HIGHEST) for term in terms))
     return reduce(add, (_spread(coefs, own.ndim) * own for coefs, own in terms)).sum(1)
 
@@ -52,7 +54,26 @@ def scaled(group: Group, arrays: dict[str, Any], context: Context, buffer: Buffe
 
 
 def _sum(cells: Any, coefs: Array, seeds: Any, context: Context, buffer: Buffer, moved: Array | None = None) -> Result:
-    """Σ_k coef_k · cell_k with coefficients (m, K) or (m, K, *pairs); `moved` bounds the coefficients' own errors."""
+    """Σ_k coef_k · cell_k with coefficients (m, K) or (m, K, *pairs); `moved` bounds the coefficients' own errors.
+
+    Short sums are written out: compilers put them into the pass over pairs that reads them, and make no array of what
+    is summed.
+    """
+    count = cells.shape[1]
+    if not 0 < count <= SHORT:
+        return _terms(cells, coefs, seeds, context, buffer, moved)
+    column = lambda a, k: None if a is None else a[:, k : k + 1]
+    parts = [
+        _terms(cells[:, k : k + 1], coefs[:, k : k + 1], seeds[:, k : k + 1], context, buffer, column(moved, k))
+        for k in range(count)
+    ]
+    return tuple(None if own[0] is None else reduce(add, own) for own in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+def _terms(
+    cells: Any, coefs: Array, seeds: Any, context: Context, buffer: Buffer, moved: Array | None = None
+) -> Result:
+    """The same in arrays over k."""
     values = buffer.value[cells]
     value = _weighted((coefs, values))
     tangent = error = tangent_error = None

@@ -39,7 +39,7 @@ from tensorprog.interpret.moments import evaluate
 from tensorprog.interpret.plan import Plan, Tables, plan
 from tensorprog.interpret.sizes import sizes
 from tensorprog.ir import Bias, Parameter, Sites, Structure, fan
-from tensorprog.program import Program
+from tensorprog.program import Program, is_concrete
 from tensorprog.show import Printer
 
 Array = jax.Array
@@ -81,6 +81,35 @@ class Moments:
         linear = self.demand.linear
         monomials, arrays = linear.monomials.values(leaves, dtype), linear.array_values(leaves, dtype)
         return tuple((arrays[shape] if shape else monomials)[i] for shape, i in zip(phi.shapes, ids, strict=True))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Numbers:
+    """A program's numbers as its equations read them: monomials, arrays that functions hold, and the parameters' own
+    terms where these are known before."""
+
+    monomials: Array
+    arrays: dict[tuple[int, ...], Array]
+    seeds: Array | None = None
+
+    @staticmethod
+    def of(m: Moments, leaves: Any, dtype: Any) -> Numbers:
+        """Of a program's leaves; numbers that were made before as they are."""
+        if isinstance(leaves, Numbers):
+            return leaves
+        linear = m.demand.linear
+        return Numbers(linear.monomials.values(leaves, dtype), linear.array_values(leaves, dtype))
+
+    @staticmethod
+    def known(m: Moments, leaves: Any, weights: Any, dtype: Any) -> Numbers:
+        """Of leaves and weights that are known, by NumPy: nothing is compiled for them."""
+        linear = m.demand.linear
+        leaves = [np.asarray(leaf) for leaf in leaves]
+        monomials = linear.monomials.values(leaves, dtype, np)
+        return Numbers(
+            monomials, linear.array_values(leaves, dtype, np), seeds(m, monomials, np.asarray(weights, dtype))
+        )
 
 
 def kernel_structure(program: object, caller: str) -> Structure:
@@ -233,14 +262,16 @@ def seeds(m: Moments, monomials: Array, weights: Array) -> Array:
     return (factors.reshape(*factors.shape, *(1,) * (chosen.ndim - 2)) * chosen).sum(1)
 
 
-def same_stage(m: Moments, leaves: Any, x: tuple[Array, ...], *, slope: bool, error: bool) -> Alone:
-    """The same-input system; `slope` makes what the NTK needs as well."""
+def same_stage(
+    m: Moments, leaves: Any, x: tuple[Array, ...], *, slope: bool, error: bool, plain: bool = False
+) -> Alone:
+    """The same-input system; `slope` makes what the NTK needs as well, `plain` is for what nobody differentiates."""
     dtype = _dtype(x)
-    monomials = m.demand.linear.monomials.values(leaves, dtype)
-    context = Context((x, x), monomials, m.demand.linear.array_values(leaves, dtype))
+    numbers = Numbers.of(m, leaves, dtype)
+    context = Context((x, x), numbers.monomials, numbers.arrays, plain=plain)
     found = evaluate(m.same, context, (x[0].shape[0] if x else 1,), tangent=False, error=error)
     # Derivatives of expectations are expectations: nothing differentiates through the tables, nor the searches in them.
-    known = jax.lax.stop_gradient((found.value, monomials, context.arrays))
+    known = jax.lax.stop_gradient((found.value, numbers.monomials, numbers.arrays))
     return Alone(found.value, found.error, m.tables.sides(m.same, *known, slope=slope))
 
 
@@ -257,14 +288,16 @@ def cross_stage(
     tangent: bool,
     error: bool,
     matched: bool = False,
+    plain: bool = False,
     deltas: Array | None = None,
 ) -> Buffer:
-    """The crossing system's kept cells, (cells, n1, n2) for all pairs; `matched`: (cells, n), each with itself."""
+    """The crossing system's kept cells, (cells, n1, n2) for all pairs; `matched`: (cells, n), each with itself;
+    `plain`: nobody differentiates them."""
     dtype = _dtype(x1)
-    monomials = m.demand.linear.monomials.values(leaves, dtype)
-    own = seeds(m, monomials, weights.astype(dtype)) if tangent else None
-    arrays = m.demand.linear.array_values(leaves, dtype)
-    context = Context((x1, x2), monomials, arrays, own, left, right, valid, matched)
+    numbers = Numbers.of(m, leaves, dtype)
+    own = numbers.seeds if numbers.seeds is not None else seeds(m, numbers.monomials, weights.astype(dtype))
+    seeded = own if tangent else None
+    context = Context((x1, x2), numbers.monomials, numbers.arrays, seeded, left, right, valid, matched, plain)
     n1, n2 = (x[0].shape[0] if x else 1 for x in (x1, x2))
     batch = (n1,) if matched else (n1, n2)
     return evaluate(m.cross, context, batch, tangent=tangent, error=error, deltas=deltas)
@@ -280,13 +313,14 @@ def parameter_weights(program: Program, convention: str, widths: Mapping[str, in
     **Raises:** `ProgramError` for an unknown convention, or "standard" without widths or with some that are no sizes.
     """
     structure, leaves = program.structure, program.leaves
+    xp = np if all(map(is_concrete, leaves)) else jnp  # nothing is compiled for numbers that are known
 
     def factor(parameter: Parameter) -> Any:
         match convention:
             case "multiplier-std":
                 if parameter.scale is None:
-                    return jnp.asarray(leaves[parameter.var.index])
-                return jnp.asarray(leaves[parameter.scale.index]) ** 2
+                    return xp.asarray(leaves[parameter.var.index])
+                return xp.asarray(leaves[parameter.scale.index]) ** 2
             case "init-std":
                 return 1.0
             case "standard":
@@ -302,8 +336,8 @@ def parameter_weights(program: Program, convention: str, widths: Mapping[str, in
                     "'standard', with widths=",
                 )
 
-    values = [factor(p) * jnp.asarray(leaves[p.lr.index]) for p in structure.parameters]
-    return jnp.stack([jnp.asarray(v, jnp.result_type(float)) for v in values]) if values else jnp.zeros(1)
+    values = [factor(p) * xp.asarray(leaves[p.lr.index]) for p in structure.parameters]
+    return xp.stack([xp.asarray(v, jnp.result_type(float)) for v in values]) if values else xp.zeros(1)
 
 
 def _size(program: Program, widths: Mapping[str, int] | int | None, name: str) -> Any:
