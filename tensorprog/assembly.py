@@ -30,7 +30,9 @@ class Grid:
         self.last: tuple[Any, tuple[np.ndarray, ...]] = None, ()
         self.n1, self.n2 = map(len, self.labels)
         self.costly = stripes.is_costly(self.m)
-        self.block, self.size = stripes.shape(self.m) if x1 else (1, 1)
+        shape = stripes.shape(self.m) if x1 else stripes.Shape(1, 1)
+        self.block, self.size = shape
+        self.at_once = stripes.at_once(self.m, shape)
         self.one = tiles.panels(x1, self.size)
         self.two = self.one if self.alone else tiles.panels(x2, self.size)
         self.dtype = x1[0].dtype if x1 else jnp.result_type(float)
@@ -59,10 +61,9 @@ class Grid:
         return [min(self.size, n - start) for start in range(0, n, self.size)]
 
     def panel(self, x: Any, count: int, diagonal: bool) -> tuple[Alone, Buffer | None]:
-        """Inputs are taken all at once where no integrals are made of them."""
-        size = self.block if self.costly else self.size
-        blocks = np.int32(-(-count // size))
-        return stripes.panel(self.asked, size, self.leaves, self.weights, x, blocks, diagonal=diagonal)
+        """What is known of each of `count` inputs, and the pairs of each with itself."""
+        blocks = np.int32(-(-count // self.at_once))
+        return stripes.panel(self.asked, self.at_once, self.leaves, self.weights, x, blocks, diagonal=diagonal)
 
     def stripe(self, i: int, j: int, left: Alone, right: Alone) -> Buffer | None:
         """Panel i of x1 with panel j of x2; None where no pair is wanted."""

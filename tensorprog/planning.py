@@ -13,7 +13,7 @@ from tensorprog.interpret.system import Moments, integrated, kernel_structure, m
 from tensorprog.program import Program
 from tensorprog.sampling.kernels import default_samples, division
 from tensorprog.sampling.plan import plan
-from tensorprog.stripes import Shape, is_costly, shape
+from tensorprog.stripes import Shape, at_once, is_costly, shape
 
 _COMPILER = {False: 120e6, True: 400e6}
 """What compiling takes beside the arrays, as measured: more for functions that go by series and quadrature."""
@@ -83,7 +83,7 @@ def _arrays(m: Moments, inputs: int, own: Shape, itemsize: int, tangent: bool) -
     """Bytes of a block at work, of a stripe, of what is known of each input, and of the result."""
     kinds = 2 if tangent else 1
     work = (_COPIES * m.cross.rows + _widest(m.cross)) * own.block**2 * itemsize * kinds
-    alone = (_COPIES * m.same.rows + _widest(m.same)) * (own.block if is_costly(m) else own.panel) * itemsize
+    alone = (_COPIES * m.same.rows + _widest(m.same)) * at_once(m, own) * itemsize
     known = len(m.same.keep) * inputs * itemsize
     kept = len(m.cross.keep) * (_STRIPES * own.panel**2 + inputs**2) * itemsize * kinds
     return work + alone + known + kept

@@ -80,6 +80,12 @@ def shape(m: Moments) -> Shape:
     return Shape(block, panel)
 
 
+def at_once(m: Moments, own: Shape) -> int:
+    """How many inputs of a panel are taken together for what is known of each by itself: all where that is cheap."""
+    fits = m.same.rows * own.panel * 8 <= BYTES[accelerated()]
+    return own.panel if fits and not is_costly(m) else own.block
+
+
 def _largest(m: Moments, large: bool) -> int:
     equations = m.demand.cross.equations
     if any(_by_pair(e) for e in equations):

@@ -124,6 +124,11 @@ def _fori_loop(start: int, end: int, body: Callable[..., Any], state: Any) -> An
     return state
 
 
+def _update_slice(array: Array, rows: Any, start: int, axis: int) -> Array:
+    assert axis == 0, "rows are written"
+    return array.at[start : start + len(rows)].set(rows)
+
+
 def _scan(body: Callable[..., Any], carry: Any, items: Any) -> Any:
     for k in range(len(jax.tree.leaves(items)[0])):
         carry, _ = body(carry, jax.tree.map(lambda a, k=k: a[k], items))
@@ -173,7 +178,7 @@ class _Jax:
     random = _RANDOM
     vmap = staticmethod(_vmap)
     lax = SimpleNamespace(map=_map, fori_loop=_fori_loop, scan=_scan, stop_gradient=lambda a: a,
-                          Precision=jax.lax.Precision)  # fmt: skip
+                          dynamic_update_slice_in_dim=_update_slice, Precision=jax.lax.Precision)  # fmt: skip
     scipy = SimpleNamespace(special=SimpleNamespace(ndtri=lambda a: scipy.special.ndtri(a).view(Array)))
 
     def __getattr__(self, name: str) -> Any:

@@ -60,8 +60,9 @@ def _constant(plan: Plan, batch: tuple[int, ...], dtype: Any) -> tuple[Any, Any]
     if plan.fixed:
         zero, one = jnp.zeros(batch, dtype), jnp.ones(batch, dtype)
         return tuple(Rows(tuple(row if k == UNIT else zero for k in range(plan.rows))) for row in (zero, one))
-    zeros = jnp.zeros((plan.rows, *batch), dtype)
-    return zeros, zeros.at[UNIT].set(1.0)
+    unit = (np.arange(plan.rows) == UNIT).reshape(-1, *(1,) * len(batch))
+    shape = (plan.rows, *batch)
+    return jnp.zeros(shape, dtype), jnp.broadcast_to(jnp.asarray(unit, dtype), shape)
 
 
 def _loop(run: Run, context: Context, buffer: Buffer, deltas: Array | None) -> Buffer:
@@ -113,7 +114,12 @@ def _group(
 
 
 def _written(old: Any, out: Any, rows: Array) -> Any:
-    return old.written(out, rows) if isinstance(old, Rows) else old.at[out].set(rows)
+    """A buffer with new rows; those that are known to run on are one slice, which takes no loop over them."""
+    if isinstance(old, Rows):
+        return old.written(out, rows)
+    if isinstance(out, np.ndarray) and (np.diff(out) == 1).all():
+        return jax.lax.dynamic_update_slice_in_dim(old, rows, int(out[0]), 0)
+    return old.at[out].set(rows)
 
 
 def _fields(buffer: Buffer) -> tuple[Any, Any, Any, Any]:
