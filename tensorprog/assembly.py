@@ -26,7 +26,8 @@ class Grid:
         self.asked, self.m, self.alone = asked, asked.m, x2 is None
         self.symmetric = self.alone and all(u == v for u, v in self.m.targets)
         self.labels = tiles.labels(x1, x1 if self.alone else x2)
-        self.alike = bool(np.isin(*self.labels).any())
+        one, two = self.labels
+        self.alike = bool(np.isin(one, two).any())
         self.last: tuple[Any, tuple[np.ndarray, ...]] = None, ()
         self.n1, self.n2 = map(len, self.labels)
         self.costly = stripes.is_costly(self.m)
@@ -109,7 +110,8 @@ class Grid:
     def known(self, panels: list[Any], n: int) -> Alone:
         """Same-input cells of a side's inputs, (1, cells, N)."""
         values = np.concatenate([np.asarray(alone.value) for alone, _ in panels], axis=1)[:, :n]
-        return Alone(values[None], None, [])
+        made: Any = values[None]
+        return Alone(made, None, [])
 
     def empty(self, k: int) -> dict[str, Any]:
         """Arrays (N1, N2, cells) for a target's quantities; tangents (P, N1, N2, cells) where they are split."""
@@ -128,7 +130,9 @@ class Grid:
         cells = self.m.cross.kept(self.m.cells[k])
         rows, columns = (slice(p * self.size, (p + 1) * self.size) for p in (i, j))
         n1, n2 = whole[rows, columns].shape[:2]
-        own = np.zeros((len(cells), n1, n2), whole.dtype) if part is None else np.asarray(part)[_run(cells), :n1, :n2]
+        own: Any = (
+            np.zeros((len(cells), n1, n2), whole.dtype) if part is None else np.asarray(part)[_run(cells), :n1, :n2]
+        )
         half = round(len(cells) ** 0.5)
         swap = np.arange(len(cells)).reshape(half, half).T.reshape(-1) if self.symmetric else None
         if swap is not None and i == j:
@@ -172,7 +176,9 @@ def ahead(calls: Iterable[Callable[[], Found]]) -> Iterator[Found]:
 
 
 def fields(buffer: Buffer | None) -> tuple[Any, Any, Any, Any]:
-    return (None,) * 4 if buffer is None else (buffer.value, buffer.tangent, buffer.error, buffer.tangent_error)
+    if buffer is None:
+        return None, None, None, None
+    return buffer.value, buffer.tangent, buffer.error, buffer.tangent_error
 
 
 def _run(index: np.ndarray) -> Any:

@@ -325,7 +325,7 @@ def test_programs_of_several_inputs(capsys: pytest.CaptureFixture[str], tmp_path
     np.save(tmp_path / "a.npy", rng.integers(0, 2, size=(4, 3, 3)))
     given = ["--data", str(tmp_path / "x.npy"), "--data", str(tmp_path / "a.npy")]
     code, out, _ = run(capsys, "kernel", "gcn", *given, "--plan")
-    assert code == 0 and "memory for 4 inputs: about" in out and "tiles" in out
+    assert code == 0 and "memory for 4 inputs: about" in out and "blocks of" in out
     code, out, _ = run(capsys, "kernel", "gcn", *given)
     assert code == 0 and "NTK: 4 × 4" in out
     code, out, _ = run(capsys, "show", "gcn", "--input", "5,2", "--input", "data:5,5")

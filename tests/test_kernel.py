@@ -199,7 +199,8 @@ def test_nothing_compiles_again_for_another_number_of_inputs() -> None:
     program = ZOO["mlp"]
     tp.ntk(program, data(program, 5))
     tp.ntk(program, data(program, 5), data(program, 6, 1))
-    size: Any = lambda: [f._cache_size() for f in (panel, stripe)]  # pyright: ignore[reportFunctionMemberAccess]
+    compiled: list[Any] = [panel, stripe]
+    size = lambda: [f._cache_size() for f in compiled]
     before = size()
     for n in (1, 3, 40, 90):
         tp.ntk(program, data(program, n), data(program, n + 1))

@@ -59,7 +59,8 @@ def _constant(plan: Plan, batch: tuple[int, ...], dtype: Any) -> tuple[Any, Any]
     """A buffer of zeros, and one whose row `UNIT` is 1."""
     if plan.fixed:
         zero, one = jnp.zeros(batch, dtype), jnp.ones(batch, dtype)
-        return tuple(Rows(tuple(row if k == UNIT else zero for k in range(plan.rows))) for row in (zero, one))
+        zeros, ones = (Rows(tuple(u if k == UNIT else zero for k in range(plan.rows))) for u in (zero, one))
+        return zeros, ones
     unit = (np.arange(plan.rows) == UNIT).reshape(-1, *(1,) * len(batch))
     shape = (plan.rows, *batch)
     return jnp.zeros(shape, dtype), jnp.broadcast_to(jnp.asarray(unit, dtype), shape)

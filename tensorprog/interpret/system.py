@@ -251,7 +251,7 @@ def _exported(equation: Any) -> np.ndarray:
             assert_never(never)
 
 
-def seeds(m: Moments, monomials: Array, weights: Array) -> Array:
+def seeds(m: Moments, monomials: Any, weights: Any) -> Any:
     """Values of the parameters' own terms; `weights` is (P,) or (P, *batch)."""
     entries = m.demand.seeds.entries
     longest = max(1, max(len(entry) for entry in entries))
@@ -307,7 +307,7 @@ def _dtype(x: tuple[Array, ...]) -> Any:
     return x[0].dtype if x else jnp.result_type(float)
 
 
-def parameter_weights(program: Program, convention: str, widths: Mapping[str, int] | int | None) -> Array:
+def parameter_weights(program: Program, convention: str, widths: Mapping[str, int] | int | None) -> Any:
     """f_p · lr_p for each parameter: scale² (multiplier-std), 1 (init-std), the fan (standard).
 
     **Raises:** `ProgramError` for an unknown convention, or "standard" without widths or with some that are no sizes.
