@@ -7,7 +7,7 @@ Panels measured in deviations of a Gaussian argument do not see a feature much n
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,170 +80,268 @@ def _jet(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> Callable:
     return lambda z: value(z)[None]
 
 
-def _suspects(grid: Array, jets: Array, most: int) -> tuple[Array, Array, Array, Array]:
+# ---- what NumPy and JAX call differently
+
+
+def _of(x: Any) -> Any:
+    """The library that an array is of."""
+    return np if isinstance(x, np.ndarray) else jnp
+
+
+def _top(x: Any, count: int) -> tuple[Any, Any]:
+    """The largest entries and where they are, descending."""
+    if _of(x) is jnp:
+        return lax.top_k(x, count)
+    best = np.argsort(-x, kind="stable")[:count]
+    return x[best], best
+
+
+def _running_max(x: Any) -> Any:
+    return np.maximum.accumulate(x) if _of(x) is np else lax.cummax(x, axis=0)
+
+
+def _by_segment(kind: str, x: Any, which: np.ndarray, count: int) -> Any:
+    """Sums, largest or smallest entries of rows (points, …) that lie in the same segment."""
+    if _of(x) is jnp:
+        return getattr(jax.ops, f"segment_{kind}")(x, which, count)
+    ufunc, start = {"sum": (np.add, 0.0), "max": (np.maximum, -np.inf), "min": (np.minimum, np.inf)}[kind]
+    found = np.full((count, *x.shape[1:]), start)
+    ufunc.at(found, which, x)
+    return found
+
+
+# ---- the search
+
+
+def _suspects(grid: Any, jets: Any, most: int) -> tuple[Any, Any, Any, Any]:
     """(interval, order, step) of the steps of the grid that exceed their neighbours' most, and whether all do by far:
     then they are those nearest to 0."""
-    eps = jnp.finfo(grid.dtype).eps
-    steps = jnp.abs(jnp.diff(jets, axis=0))
-    steps = jnp.where(jnp.isfinite(steps), steps, 0.0)
-    beside = jnp.maximum(jnp.roll(steps, 1, 0), jnp.roll(steps, -1, 0))
-    floor = 1e3 * eps * jnp.maximum(jnp.abs(jets[1:]), jnp.abs(jets[:-1])) + jnp.finfo(grid.dtype).tiny
-    score = jnp.where(steps > floor, steps / (beside + floor), 0.0)
-    score = jnp.where(jnp.isfinite(score), score, 0.0)
-    near = _SURE * (1 + 1 / (1e-6 + jnp.abs(grid[1:, None])))
-    scores, best = lax.top_k(jnp.where(score > _SURE, near, score).reshape(-1), most * jets.shape[1])
+    xp, eps = _of(jets), np.finfo(grid.dtype).eps
+    steps = xp.abs(xp.diff(jets, axis=0))
+    steps = xp.where(xp.isfinite(steps), steps, 0.0)
+    beside = xp.maximum(xp.roll(steps, 1, 0), xp.roll(steps, -1, 0))
+    floor = 1e3 * eps * xp.maximum(xp.abs(jets[1:]), xp.abs(jets[:-1])) + np.finfo(grid.dtype).tiny
+    score = xp.where(steps > floor, steps / (beside + floor), 0.0)
+    score = xp.where(xp.isfinite(score), score, 0.0)
+    near = _SURE * (1 + 1 / (1e-6 + xp.abs(grid[1:, None])))
+    scores, best = _top(xp.where(score > _SURE, near, score).reshape(-1), most * jets.shape[1])
     interval, order = best // jets.shape[1], best % jets.shape[1]
     return interval, order, steps[interval, order], scores[-1] > _SURE
 
 
-def _steepest(grid: Array, jets: Array, points: np.ndarray) -> tuple[Array, Array, Array, Array]:
+def _steepest(grid: Any, jets: Any, points: np.ndarray) -> tuple[Any, Any, Any, Any]:
     """(interval, order, step, steepness): where value or slope change by far quicker than between z/2 and 2z."""
-    orders = min(jets.shape[1], 2)
-    steps = jnp.abs(jnp.diff(jets[:, :orders], axis=0))
-    steps = jnp.where(jnp.isfinite(steps), steps, jnp.inf)
-    jets = jnp.where(jnp.isfinite(jets), jets, 0.0)[:, :orders]
+    xp, orders = _of(jets), min(jets.shape[1], 2)
+    steps = xp.abs(xp.diff(jets[:, :orders], axis=0))
+    steps = xp.where(xp.isfinite(steps), steps, xp.inf)
+    jets = xp.where(xp.isfinite(jets), jets, 0.0)[:, :orders]
     octave = np.floor(np.log2(np.abs(points))).astype(int)
     octave -= octave.min()
     count = octave.max() + 1
     which = octave + count * (points > 0)
-    most, least = (
-        sign * jax.ops.segment_max(sign * jets, which, 2 * count).reshape(2, count, orders) for sign in (1.0, -1.0)
-    )
-    beside = lambda x, pad: jnp.pad(x, ((0, 0), (1, 1), (0, 0)), constant_values=pad)
-    around = lambda x: jnp.stack([x[:, :-2], x[:, 1:-1], x[:, 2:]])
-    extent = around(beside(most, -jnp.inf)).max(0) - around(beside(least, jnp.inf)).min(0)
-    size = lax.cummax(jnp.maximum(jnp.abs(most), jnp.abs(least)).max(0), axis=0)
+    most, least = (_by_segment(kind, jets, which, 2 * count).reshape(2, count, orders) for kind in ("max", "min"))
+    beside = lambda x, pad: xp.pad(x, ((0, 0), (1, 1), (0, 0)), constant_values=pad)
+    around = lambda x: xp.stack([x[:, :-2], x[:, 1:-1], x[:, 2:]])
+    extent = around(beside(most, -np.inf)).max(0) - around(beside(least, np.inf)).min(0)
+    size = _running_max(xp.maximum(xp.abs(most), xp.abs(least)).max(0))
     extent, size = extent.reshape(-1, orders)[which[1:]], size[octave[1:]]
     # A function that goes up and down all the time has no place of its own.
-    total = jax.ops.segment_sum(steps, which[1:], 2 * count).reshape(2, count, orders)
+    total = _by_segment("sum", steps, which[1:], 2 * count).reshape(2, count, orders)
     total = around(beside(total, 0.0)).sum(0).reshape(-1, orders)[which[1:]]
-    distance = jnp.asarray(np.abs(points[1:]) / np.diff(points), grid.dtype)[:, None]
-    floor = max(1e-6, 1e3 * float(jnp.finfo(grid.dtype).eps)) * size + jnp.finfo(grid.dtype).tiny
-    steepness = jnp.where((steps > floor) & (total < 8 * extent), steps * distance / (extent + floor), 0.0)
-    peak = (steepness >= jnp.roll(steepness, 1, 0)) & (steepness > jnp.roll(steepness, -1, 0))
-    steepness, best = lax.top_k(jnp.where(peak, steepness, 0.0).reshape(-1), 4 * _STEEP)
+    distance = xp.asarray(np.abs(points[1:]) / np.diff(points), grid.dtype)[:, None]
+    floor = max(1e-6, 1e3 * float(np.finfo(grid.dtype).eps)) * size + np.finfo(grid.dtype).tiny
+    steepness = xp.where((steps > floor) & (total < 8 * extent), steps * distance / (extent + floor), 0.0)
+    peak = (steepness >= xp.roll(steepness, 1, 0)) & (steepness > xp.roll(steepness, -1, 0))
+    steepness, best = _top(xp.where(peak, steepness, 0.0).reshape(-1), 4 * _STEEP)
     interval, order = best // orders, best % orders
     return interval, order, steps[interval, order], steepness
 
 
-def _changes(jets: Array) -> Array:
+def _changes(jets: Any) -> Any:
     """(scales,): whether value or slope at the probes is no polynomial on [0, s], and changes on [s/16, s]."""
-    eps = float(jnp.finfo(jets.dtype).eps)
+    xp, eps = _of(jets), float(np.finfo(jets.dtype).eps)
     values = jets[: _probes().size, :2].reshape(*_probes().shape, -1)
-    last = jnp.abs(jnp.einsum("...jm,kj->...km", values, jnp.asarray(LAST, jets.dtype))).max(-2)
-    size = jnp.abs(values).max((2, 3))[:, :, None]
-    part = jnp.asarray([max(1e-9, 300 * eps), max(1e-5, 300 * eps)], jets.dtype)[:, None]
+    last = xp.abs(xp.einsum("...jm,kj->...km", values, xp.asarray(LAST, jets.dtype))).max(-2)
+    size = xp.abs(values).max((2, 3))[:, :, None]
+    part = xp.asarray([max(1e-9, 300 * eps), max(1e-5, 300 * eps)], jets.dtype)[:, None]
     return (last > part * size).all(2).any((1, 2))
 
 
+class _Steps(NamedTuple):
+    """Steps that are halved: ends, the jets' entries there, of which order, how large each was at first, how steep
+    it is; whether all jumps that are kept stand out by far."""
+
+    low: Any
+    high: Any
+    at_low: Any
+    at_high: Any
+    order: Any
+    first: Any
+    sharp: Any
+    sure: Any
+
+
+def _chosen(grid: Any, jets: Any, places: np.ndarray, most: int) -> _Steps:
+    """The steps of the grid that may hold a kink or a steep place."""
+    xp = _of(jets)
+    (*jumps, sure), steep = _suspects(grid, jets, most), _steepest(grid, jets, places)
+    both = zip((*jumps, xp.zeros(len(jumps[0]), grid.dtype)), steep, strict=True)
+    interval, order, first, sharp = (xp.concatenate(pair) for pair in both)
+    ends = grid[interval], grid[interval + 1], jets[interval, order], jets[interval + 1, order]
+    return _Steps(*ends, order, first, sharp, sure)
+
+
+def _halved(steps: _Steps, middle: Any, seen: Any) -> _Steps:
+    """The half of each step in which more happens; `seen` are jets at its middle."""
+    xp = _of(seen)
+    value = seen[np.arange(len(middle)), steps.order]
+    inside = (middle > steps.low) & (middle < steps.high)
+    left = inside & (xp.abs(value - steps.at_low) >= xp.abs(steps.at_high - value))
+    right = inside & ~left
+    low, at_low = (xp.where(right, new, old) for new, old in ((middle, steps.low), (value, steps.at_low)))
+    high, at_high = (xp.where(left, new, old) for new, old in ((middle, steps.high), (value, steps.at_high)))
+    change = xp.abs(at_high - at_low)
+    first = xp.where(change > steps.first, change, steps.first)
+    return steps._replace(low=low, high=high, at_low=at_low, at_high=at_high, first=first)
+
+
+def _decided(steps: _Steps, jets: Any, probed: Any, places: np.ndarray, most: int, even: float) -> Features:
+    """Which of the halved steps are jumps, and which steep places."""
+    xp, dtype = _of(jets), jets.dtype
+    eps, orders = np.finfo(dtype).eps, jets.shape[1]
+    low, high = steps.low, steps.high
+    last = xp.abs(steps.at_high - steps.at_low)
+    # A jump counts against the sizes of all orders up to there and a little on: a library's tanh leaps by 1e-17 where
+    # it becomes 1, and its gelu is a staircase of such steps where it vanishes.
+    outward = np.argsort(np.abs(places), kind="stable")
+    largest = _running_max(xp.where(xp.isfinite(jets), xp.abs(jets), xp.inf).max(-1)[outward])
+    within = 1.5 * xp.maximum(xp.abs(low), xp.abs(high)) + 1e-6
+    extent = largest[xp.searchsorted(xp.asarray(np.abs(places)[outward], dtype), within, side="right") - 1]
+    real = (last >= 0.03 * steps.first) & (last > 1e3 * eps * extent) & (high - low <= 4 * eps * xp.abs(high) + 1e-12)
+    # Steep places, steepest first; one that lies near a steeper one is found by its panels.
+    rank = xp.argsort(-xp.where(real, 0.0, steps.sharp), stable=True)[: 4 * _STEEP]
+    place, out = low[rank], real[rank] | ~(steps.sharp[rank] > _STEEPNESS)
+    near = xp.abs(place[:, None] - place) <= 0.02 * xp.abs(place)
+    again = (near & ~out & xp.asarray(np.tri(len(rank), k=-1, dtype=bool))).any(-1)
+    kept = ~(out | again)
+    steep = xp.where(kept, place, xp.inf)[xp.argsort(~kept, stable=True)][:_STEEP]
+    scales = xp.sort(xp.where(_changes(probed), xp.asarray(_SCALES, dtype), xp.inf))
+    below, above, end = _ascending(xp.where(real, low, xp.inf), xp.where(real, high, xp.inf), most)
+    jumps = xp.where(real & (steps.order == 0), xp.abs(low), 0.0)
+    left = xp.where(jumps >= end, jumps, xp.inf).min()
+    # Beyond the even steps of the grid several jumps are met by chance, among others.
+    left = xp.where((jumps > even).sum() > _CHANCE, xp.minimum(left, even), left)
+    crowd = real[: most * orders].all() & ~steps.sure  # jumps in all steps of the grid, and who knows how many in each
+    return Features(below, above, steep, scales, xp.where(crowd, 0.0, left)[None])
+
+
+def _sites(wide: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The grid, and behind it the probes."""
+    places = _grid(wide)
+    return places, np.concatenate([places, _probes().reshape(-1)])
+
+
 def search(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> Features:
-    """The kinks of a function, (MOST,) each or with numbers (FEW,), its steep places and scales.
+    """The kinks, (FEW,) each, of a function whose numbers are not known, its steep places and scales.
 
     The suspected steps of a grid are halved towards the larger change. What is left when the ends are neighbours is a
     jump; a steep smooth passage is none, for its change shrinks with the step.
     """
-    most, size = (FEW, _BLOCK) if numbers else (MOST, _WIDE_BLOCK)
-    places = _grid(not numbers)
+    places, points = _sites(False)
     grid = jnp.asarray(places, dtype)
-    probes = _probes().reshape(-1)
-    sites = jnp.concatenate([grid, jnp.asarray(np.pad(probes, (0, -len(probes) % size), mode="edge"), dtype)])
+    sites = jnp.asarray(np.pad(points, (0, -len(points) % _BLOCK), mode="edge"), dtype)
     at = jax.vmap(_jet(fn, numbers, dtype))
     orders = jax.eval_shape(at, grid[:1]).shape[1]
-    blocks, suspects = len(sites) // size, most * orders + 4 * _STEEP
-    halvings = 64 if dtype == jnp.float64 else 34
+    blocks, suspects = len(sites) // _BLOCK, FEW * orders + 4 * _STEEP
 
-    zero = jnp.zeros(suspects, dtype)
-    none = (jnp.zeros(suspects, jnp.int32), jnp.zeros(suspects, jnp.int32), zero, zero, jnp.array(False))
-
-    def chosen(jets):
-        (*jumps, sure), steep = _suspects(grid, jets[: len(grid)], most), _steepest(grid, jets[: len(grid)], places)
-        both = zip((*jumps, jnp.zeros(most * orders, dtype)), steep, strict=True)
-        found = (jnp.concatenate(pair).astype(like.dtype) for pair, like in zip(both, none[:-1], strict=True))
-        return (*found, sure)
-
-    def look(turn, state):
-        jets, low, high, at_low, at_high, order, first, sharp, sure = state
-        middle = low + (high - low) / 2
+    def look(turn: Any, state: Any) -> Any:
+        jets, steps = state
+        middle = steps.low + (steps.high - steps.low) / 2
         points = jnp.where(
             turn < blocks,
-            lax.dynamic_slice(sites, (jnp.minimum(turn, blocks - 1) * size,), (size,)),
-            jnp.pad(middle, (0, size - suspects)),
+            lax.dynamic_slice(sites, (jnp.minimum(turn, blocks - 1) * _BLOCK,), (_BLOCK,)),
+            jnp.pad(middle, (0, _BLOCK - suspects)),
         )
         seen = at(points)
 
-        def store(_):
-            kept = lax.dynamic_update_slice(jets, seen, (turn * size, 0))
-            interval, order, first, sharp, sure = lax.cond(turn == blocks - 1, lambda: chosen(kept), lambda: none)
-            ends = (grid[interval], grid[interval + 1], kept[interval, order], kept[interval + 1, order])
-            return (kept, *ends, order, first, sharp, sure)
+        def store(_: Any) -> Any:
+            kept = lax.dynamic_update_slice(jets, seen, (turn * _BLOCK, 0))
+            chosen = lambda: jax.tree.map(like, _chosen(grid, kept[: len(grid)], places, FEW), steps)
+            return kept, lax.cond(turn == blocks - 1, chosen, lambda: steps)
 
-        def halve(_):
-            value = seen[jnp.arange(suspects), order]
-            inside = (middle > low) & (middle < high)
-            left = inside & (jnp.abs(value - at_low) >= jnp.abs(at_high - value))
-            right = inside & ~left
-            ends = (jnp.where(right, middle, low), jnp.where(left, middle, high))
-            values = (jnp.where(right, value, at_low), jnp.where(left, value, at_high))
-            change = jnp.abs(values[1] - values[0])
-            return (jets, *ends, *values, order, jnp.where(change > first, change, first), sharp, sure)
+        return lax.cond(turn < blocks, store, lambda _: (jets, _halved(steps, middle, seen[:suspects])), None)
 
-        return lax.cond(turn < blocks, store, halve, None)
-
-    state = (jnp.zeros((len(sites), orders), dtype), zero, zero, zero, zero, *none[1:])
-    jets, low, high, at_low, at_high, order, first, sharp, sure = lax.fori_loop(0, blocks + halvings, look, state)
-    probed, jets = jets[len(grid) :], jets[: len(grid)]
-    eps = jnp.finfo(dtype).eps
-    last = jnp.abs(at_high - at_low)
-    # A jump counts against the sizes of all orders up to there and a little on: a library's tanh leaps by 1e-17 where
-    # it becomes 1, and its gelu is a staircase of such steps where it vanishes.
-    outward = np.argsort(np.abs(places), kind="stable")
-    largest = lax.cummax(jnp.where(jnp.isfinite(jets), jnp.abs(jets), jnp.inf).max(-1)[outward])
-    within = 1.5 * jnp.maximum(jnp.abs(low), jnp.abs(high)) + 1e-6
-    extent = largest[jnp.searchsorted(jnp.asarray(np.abs(places)[outward], dtype), within, side="right") - 1]
-    real = (last >= 0.03 * first) & (last > 1e3 * eps * extent) & (high - low <= 4 * eps * jnp.abs(high) + 1e-12)
-    # Steep places, steepest first; one that lies near a steeper one is found by its panels.
-    rank = jnp.argsort(-jnp.where(real, 0.0, sharp))[: 4 * _STEEP]
-    place, out = low[rank], real[rank] | ~(sharp[rank] > _STEEPNESS)
-    near = jnp.abs(place[:, None] - place) <= 0.02 * jnp.abs(place)
-    again = (near & ~out & jnp.asarray(np.tri(len(rank), k=-1, dtype=bool))).any(-1)
-    kept = ~(out | again)
-    steep = jnp.where(kept, place, jnp.inf)[jnp.argsort(~kept)][:_STEEP]
-    scales = jnp.sort(jnp.where(_changes(probed), jnp.asarray(_SCALES, dtype), jnp.inf))
-    below, above, end = _ascending(jnp.where(real, low, jnp.inf), jnp.where(real, high, jnp.inf), most)
-    jumps = jnp.where(real & (order == 0), jnp.abs(low), 0.0)
-    left = jnp.where(jumps >= end, jumps, jnp.inf).min()
-    # Beyond the even steps of the grid several jumps are met by chance, among others.
-    even = _WIDE if not numbers else _NARROW
-    left = jnp.where((jumps > even).sum() > _CHANCE, jnp.minimum(left, even), left)
-    crowd = real[: most * orders].all() & ~sure  # jumps in all steps of the grid, and who knows how many in each
-    return Features(below, above, steep, scales, jnp.where(crowd, 0.0, left)[None])
+    like = lambda new, old: new.astype(old.dtype)
+    zero, whole = jnp.zeros(suspects, dtype), jnp.zeros(suspects, jnp.int32)
+    steps = _Steps(zero, zero, zero, zero, whole, zero, zero, jnp.array(False))
+    halvings = _halvings(dtype)
+    jets, steps = lax.fori_loop(0, blocks + halvings, look, (jnp.zeros((len(sites), orders), dtype), steps))
+    return _decided(steps, jets[: len(grid)], jets[len(grid) :], places, FEW, _NARROW)
 
 
-def _ascending(low: Array, high: Array, most: int) -> tuple[Array, Array, Array]:
+def _halvings(dtype: Any) -> int:
+    return 64 if dtype == np.float64 else 34
+
+
+@lru_cache(maxsize=512)
+def _compiled(fn: Callable, shapes: tuple[tuple[int, ...], ...], dtype: str) -> Any:
+    """Value, slope and curvature at `_WIDE_BLOCK` points."""
+    own = jnp.dtype(dtype)
+    at = lambda z, *numbers: jax.vmap(_jet(fn, numbers, own))(z)
+    like = [jax.ShapeDtypeStruct(shape, own) for shape in ((_WIDE_BLOCK,), *shapes)]
+    # Compiled ahead: a call would become part of a trace in progress. Also where all else is run without compilation.
+    with jax.disable_jit(False):
+        return jax.jit(at).lower(*like).compile()
+
+
+def _ascending(low: Any, high: Any, most: int) -> tuple[Any, Any, Any]:
     """Those nearest to 0, sorted, a kink that shows in two orders once; and how far from 0 the next one lies."""
-    place = jnp.argsort(low)
+    xp, place = _of(low), _of(low).argsort(low, stable=True)
     low, high = low[place], high[place]
-    near = 1e-7 if low.dtype == jnp.float64 else 1e-3
-    again = jnp.concatenate([jnp.zeros(1, bool), low[1:] - low[:-1] <= near * jnp.abs(low[1:]) + 1e-12])
-    low, high = jnp.where(again, jnp.inf, low), jnp.where(again, jnp.inf, high)
-    outward = jnp.argsort(jnp.abs(low))
-    kept = jnp.sort(outward[:most])
-    return low[kept], high[kept], jnp.abs(low[outward[most]])
+    near = 1e-7 if low.dtype == np.float64 else 1e-3
+    again = xp.concatenate([xp.zeros(1, bool), low[1:] - low[:-1] <= near * xp.abs(low[1:]) + 1e-12])
+    low, high = xp.where(again, xp.inf, low), xp.where(again, xp.inf, high)
+    outward = xp.argsort(xp.abs(low), stable=True)
+    kept = xp.sort(outward[:most])
+    return low[kept], high[kept], xp.abs(low[outward[most]])
 
 
 @lru_cache(maxsize=1024)
-def _fixed(fn: Callable, dtype: str) -> tuple[np.ndarray, ...]:
-    """The features of a function without numbers, as constants, without padding; searched once per function."""
-    # Compiled ahead: a call would become part of a trace in progress. Also where all else is run without compilation.
-    with jax.disable_jit(False):
-        found = jax.jit(lambda: search(fn, (), jnp.dtype(dtype))).lower().compile()()
-    return tuple(part[np.isfinite(part)] for part in map(np.asarray, found))
+def _fixed(fn: Callable, shapes: tuple[tuple[int, ...], ...], data: tuple[bytes, ...], dtype: str) -> Features:
+    """The features of a function whose numbers are known, without padding; searched once per function."""
+    own = [np.frombuffer(d, dtype).reshape(shape) for d, shape in zip(data, shapes, strict=True)]
+    run = _compiled(fn, shapes, dtype)
+
+    def at(points: np.ndarray) -> np.ndarray:
+        parts = np.pad(points, (0, -len(points) % _WIDE_BLOCK), mode="edge").reshape(-1, _WIDE_BLOCK)
+        return np.concatenate([np.asarray(run(part, *own)) for part in parts])[: len(points)]
+
+    with np.errstate(all="ignore"):
+        places, points = _sites(True)
+        jets = at(points.astype(dtype))
+        grid, count = places.astype(dtype), len(places)
+        steps = _chosen(grid, jets[:count], places, MOST)
+        for _ in range(_halvings(grid.dtype)):
+            middle = steps.low + (steps.high - steps.low) / 2
+            steps = _halved(steps, middle, at(middle))
+        found = _decided(steps, jets[:count], jets[count:], places, MOST, _WIDE)
+    return Features(*(part[np.isfinite(part)] for part in found))
+
+
+def known_features(fn: Callable, numbers: tuple) -> Features:
+    """The features of z -> fn(z, *numbers), numbers known: arrays of NumPy in double precision, without padding."""
+    own = [np.asarray(n, np.float64) for n in numbers]
+    with jax.enable_x64(True):
+        return _fixed(fn, tuple(n.shape for n in own), tuple(n.tobytes() for n in own), "float64")
 
 
 def features(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> Features:
-    """The features of z -> fn(z, *numbers): constants without numbers, else found when run."""
+    """The features of z -> fn(z, *numbers): constants without numbers, else found when run, or among the numbers of a
+    function that keeps them there (`paneled`)."""
+    if listed := getattr(fn, "features", None):
+        return listed(*numbers)
     if not numbers:
-        return Features(*(jnp.asarray(part, dtype) for part in _fixed(fn, jnp.dtype(dtype).name)))
+        return Features(*(jnp.asarray(part, dtype) for part in _fixed(fn, (), (), jnp.dtype(dtype).name)))
     found = search(fn, tuple(lax.stop_gradient(n) for n in numbers), dtype)
     return found._replace(steep=found.steep[:_FEW_STEEP], scales=found.scales[:_FEW_SCALES])
 

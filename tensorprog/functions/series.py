@@ -1,6 +1,7 @@
 """One input's side of an expectation: panels that resolve a function, and its Hermite coefficients."""
 
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 from jax import Array, lax
 
 from tensorprog.functions.derived import origins
-from tensorprog.functions.kinks import features
+from tensorprog.functions.kinks import features, known_features
 from tensorprog.functions.quadrature import (
     NODES,
     WEIGHTS,
@@ -31,6 +32,7 @@ _BASE = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.25, 8.0, 10.0, 12.0, 15.0, 22.
 _HALVINGS = 28
 _GRADES = 16.0 ** -np.arange(1.0, 5.0)  # edges beside a steep place, in deviations: their panels see how narrow it is
 _NARROW = 1 / 16  # scales beyond it, in deviations, are seen by the base panels
+_AT_ONCE = 128  # panels projected together on the host
 _BLOCK = 4  # panels projected together when they are not among the base ones
 
 
@@ -65,54 +67,56 @@ class Places(NamedTuple):
     edges: tuple[Array, Array]
 
 
-def feature_places(fns: Functions, numbers: tuple, dtype: jnp.dtype) -> Places:
-    """Features of functions that share their numbers; derived functions have those of their origins."""
+def feature_places(fns: Functions, numbers: tuple, dtype: jnp.dtype, xp: Any = jnp) -> Places:
+    """Features of functions that share their numbers; derived functions have those of their origins. With `xp` NumPy
+    numbers are known, and so are the features."""
     # Numbers may be tracers, which compare by identity: two origins are one when their numbers are the same objects.
     found = [origin for fn in fns for origin in origins(fn, numbers)]
     distinct = {(fn, *map(id, own), *map(id, shift)): (fn, own, shift) for fn, own, shift in found}
     parts = []
     for fn, own, shift in distinct.values():
-        middle = jnp.zeros((), dtype) - sum(shift)
-        seen = features(fn, own, dtype)
-        kinks = jnp.where(jnp.isfinite(seen.below), seen.below + (seen.above - seen.below) / 2, jnp.inf)
+        middle = xp.zeros((), dtype) - sum(shift)
+        seen = known_features(fn, own) if xp is np else features(fn, own, dtype)
+        finite = xp.isfinite(seen.below)
+        kinks = seen.below + xp.where(finite, seen.above - xp.where(finite, seen.below, 0.0), 0.0) / 2
         least = seen.scales[:1]  # ascending
         around = middle + 0 * seen.scales, seen.scales
         parts.append(Places(kinks + middle, seen.steep + middle, middle + 0 * least, least, around))
-    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    return jax.tree.map(lambda *x: xp.concatenate(x), *parts)
 
 
-def _standard(places: Array, deviation: Array) -> Array:
+def _standard(places: Any, deviation: Any, xp: Any) -> Any:
     """(inputs, places): in units of the deviation; those out of reach and padding at `reach`."""
     end = reach(deviation.dtype)
-    safe = jnp.where(deviation > 0, deviation, 1.0)[:, None]
-    return jnp.where(jnp.abs(places) < end * safe, jnp.where(jnp.isfinite(places), places, 0.0) / safe, end)
+    safe = xp.where(deviation > 0, deviation, 1.0)[:, None]
+    return xp.where(xp.abs(places) < end * safe, xp.where(xp.isfinite(places), places, 0.0) / safe, end)
 
 
-def _narrow(middles: Array, scales: Array, deviation: Array) -> tuple[Array, Array]:
+def _narrow(middles: Any, scales: Any, deviation: Any, xp: Any) -> tuple[Any, Any]:
     """(inputs, scales), twice: middles in units of the deviation, and scales that the base panels would miss."""
-    middles, scales = (_standard(jnp.where(jnp.isfinite(scales), x, jnp.inf), deviation) for x in (middles, scales))
+    middles, scales = (_standard(xp.where(xp.isfinite(scales), x, xp.inf), deviation, xp) for x in (middles, scales))
     end = reach(deviation.dtype)
     narrow = (scales < _NARROW) & (middles < end)
-    return jnp.where(narrow, middles, end), jnp.where(narrow, scales, 0.0)
+    return xp.where(narrow, middles, end), xp.where(narrow, scales, 0.0)
 
 
-def standard_edges(places: Places, deviation: Array) -> Array:
+def standard_edges(places: Places, deviation: Any, xp: Any = jnp) -> Any:
     """(inputs, any): kinks and edges around narrow features of z -> fn(deviation * z); `reach` pads."""
     end = reach(deviation.dtype)
-    steep = _standard(places.steep, deviation)
-    grades = jnp.asarray(np.concatenate([-_GRADES, [0.0], _GRADES]), deviation.dtype)
-    graded = jnp.where(steep[..., None] < end, steep[..., None] + grades, end).reshape(len(deviation), -1)
-    middles, scales = _narrow(*places.edges, deviation)
-    own, _ = _narrow(places.middles, places.least, deviation)
-    edges = [_standard(places.kinks, deviation), graded, own, middles - scales, middles + scales]
-    edges = jnp.concatenate(edges, -1)
-    return jnp.where(jnp.abs(edges) < end, edges, end)
+    steep = _standard(places.steep, deviation, xp)
+    grades = xp.asarray(np.concatenate([-_GRADES, [0.0], _GRADES]), deviation.dtype)
+    graded = xp.where(steep[..., None] < end, steep[..., None] + grades, end).reshape(len(deviation), -1)
+    middles, scales = _narrow(*places.edges, deviation, xp)
+    own, _ = _narrow(places.middles, places.least, deviation, xp)
+    edges = [_standard(places.kinks, deviation, xp), graded, own, middles - scales, middles + scales]
+    edges = xp.concatenate(edges, -1)
+    return xp.where(xp.abs(edges) < end, edges, end)
 
 
 def standard_middles(places: Places, deviation: Array) -> Array:
     """(inputs, any): kinks and the middles of narrow features of z -> fn(deviation * z); `reach` pads."""
-    middles, _ = _narrow(places.middles, places.least, deviation)
-    return jnp.concatenate([_standard(jnp.concatenate([places.kinks, places.steep]), deviation), middles], -1)
+    middles, _ = _narrow(places.middles, places.least, deviation, jnp)
+    return jnp.concatenate([_standard(jnp.concatenate([places.kinks, places.steep]), deviation, jnp), middles], -1)
 
 
 def resolve(fns: Functions, numbers: tuple, deviation: Array, own: Array) -> Panels:
@@ -121,7 +125,7 @@ def resolve(fns: Functions, numbers: tuple, deviation: Array, own: Array) -> Pan
     What is resolved is phi(sd z) sqrt(density), whose square integrates to E phi^2.
     """
     dtype, inputs = deviation.dtype, len(deviation)
-    base = _base_edges(dtype)
+    base = base_edges(dtype)
     end = jnp.full(inputs, reach(dtype), dtype) + 0 * deviation
     edges = jnp.concatenate([jnp.broadcast_to(jnp.asarray(base, dtype), (inputs, len(base))), own], -1)
 
@@ -135,7 +139,7 @@ def resolve(fns: Functions, numbers: tuple, deviation: Array, own: Array) -> Pan
     return refine(rule, edges, -end, end, slots, 8 * float(jnp.finfo(dtype).eps), like)
 
 
-def _base_edges(dtype: jnp.dtype) -> np.ndarray:
+def base_edges(dtype: jnp.dtype) -> np.ndarray:
     base = np.concatenate([-_BASE[:0:-1], _BASE])
     return base[np.abs(base) < reach(dtype)]
 
@@ -172,7 +176,7 @@ def side(fns: Functions, numbers: tuple, variance: Array, places: Places) -> Sid
 def _features(panels: Panels, own: Array) -> Array:
     """(inputs, E), ascending: kinks and the ends of halved panels, `reach` pads; other base edges split nothing."""
     dtype, end = panels.ends.dtype, reach(panels.ends.dtype)
-    base = jnp.broadcast_to(jnp.asarray(_base_edges(dtype), dtype), (len(own), len(_base_edges(dtype))))
+    base = jnp.broadcast_to(jnp.asarray(base_edges(dtype), dtype), (len(own), len(base_edges(dtype))))
     given = jnp.concatenate([base, own], -1)
     halved = ~(panels.ends[..., None] == given[:, None, None]).any(-1).all(-1) & (panels.width > 0)
     touched = ((panels.ends[..., None] == base[:, None, None]).any(2) & halved[..., None]).any(1)
@@ -183,7 +187,7 @@ def _features(panels: Panels, own: Array) -> Array:
     return jnp.sort(jnp.where(again, end, edges), axis=-1)[:, : own.shape[1] + _HALVINGS + 8]
 
 
-def _hermite(z: np.ndarray) -> np.ndarray:
+def hermite(z: np.ndarray) -> np.ndarray:
     """(TERMS, nodes): h_k(z) sqrt(density), h_k = He_k / sqrt(k!) orthonormal."""
     rows = [np.zeros_like(z), np.sqrt(np.exp(-z * z / 2) / np.sqrt(2 * np.pi))]
     for k in range(TERMS - 1):
@@ -198,7 +202,7 @@ def _project(panels: Panels) -> tuple[Array, Array]:
     others run the recurrence at their own nodes, a few panels at a time, as many times as the input with most needs.
     """
     dtype = panels.left.dtype
-    base = _base_edges(dtype)
+    base = base_edges(dtype)
     ends = jnp.asarray(base, dtype)
     alike = (panels.left[..., None] == ends[:-1]) & (panels.right[..., None] == ends[1:])  # (inputs, slots, base)
     slot = jnp.argmax(alike, axis=1)
@@ -206,7 +210,7 @@ def _project(panels: Panels) -> tuple[Array, Array]:
     picked = jnp.where(alike.any(1)[..., None, None], picked, 0.0)  # (inputs, base, m, nodes)
     z = np.asarray(nodes_of(base))
     weights = (np.diff(base)[:, None] / 2 * WEIGHTS).reshape(-1)
-    table = jnp.asarray((_hermite(z.reshape(-1)) * weights).reshape(TERMS, *z.shape), dtype)
+    table = jnp.asarray((hermite(z.reshape(-1)) * weights).reshape(TERMS, *z.shape), dtype)
     product = lambda samples, rows: jnp.einsum("ibmj,kbj->imk", samples, rows, precision=lax.Precision.HIGHEST)
     coefficients, sizes = product(picked, table), product(jnp.abs(picked), table[:SIZE_TERMS])
 
@@ -251,6 +255,39 @@ def _recurrence(z: Array, values: Array) -> Array:
         return (now, after), (now[:, None] * both).sum(-1)
 
     return lax.scan(step, (jnp.zeros_like(z), jnp.sqrt(density(z))), jnp.arange(TERMS, dtype=z.dtype))[1]
+
+
+@lru_cache(maxsize=1)
+def _table() -> tuple[np.ndarray, np.ndarray]:
+    """The edges of panels that most functions need no more than, out to `reach`, and (panels, nodes, TERMS): Hermite
+    functions at their nodes times weights."""
+    end = reach(np.dtype(float))
+    base = np.concatenate([[-end], base_edges(np.dtype(float)), [end]])
+    z = nodes_of(base)
+    weights = np.diff(base)[:, None] / 2 * WEIGHTS
+    return base, np.moveaxis(hermite(z.reshape(-1)).reshape(TERMS, *z.shape) * weights, 0, -1)
+
+
+def hermite_sums(
+    row: np.ndarray, left: np.ndarray, right: np.ndarray, samples: np.ndarray, rows: int, sizes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, m, TERMS) and (rows, m, sizes): `_project` on the host, of samples (panels, m, nodes) on panels that are
+    each of a row."""
+    base, table = _table()
+    place = np.minimum(np.searchsorted(base, left), len(base) - 2)
+    alike = (base[place] == left) & (base[place + 1] == right)
+    picked = np.zeros((rows, samples.shape[1], *table.shape[:2]))
+    picked[row[alike], :, place[alike]] = samples[alike]
+    whole = np.tensordot(picked, table, 2)
+    absolute = np.tensordot(np.abs(picked), table[..., :sizes], 2)
+    others = np.flatnonzero(~alike)
+    for part in np.split(others, range(_AT_ONCE, len(others), _AT_ONCE)):
+        half = (right - left)[part, None] / 2
+        z = (left + right)[part, None] / 2 + half * NODES
+        own = np.moveaxis(hermite(z.reshape(-1)).reshape(TERMS, *z.shape) * (half * WEIGHTS), 0, -1)
+        np.add.at(whole, row[part], samples[part] @ own)
+        np.add.at(absolute, row[part], np.abs(samples[part]) @ own[..., :sizes])
+    return whole, absolute
 
 
 def horner(first: Array, second: Array, rho: Array) -> Array:
