@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 
 from tensorprog import stripes, tiles
 from tensorprog.interpret.buffers import Alone, Buffer, stated
-from tensorprog.interpret.system import Numbers
+from tensorprog.interpret.system import Moments, Numbers, Stage
 from tensorprog.stripes import Asked
 
 Found = TypeVar("Found")
@@ -23,7 +24,10 @@ class Grid:
     """All pairs of x1 and x2, of x1 with itself where x2 is None, by stripes."""
 
     def __init__(self, asked: Asked, leaves: Any, weights: Any, x1: Any, x2: Any):
-        self.asked, self.m, self.alone = asked, asked.m, x2 is None
+        assert isinstance(asked.m, Moments), "whose moments they are"
+        self.m, self.alone = asked.m, x2 is None
+        # What is split by parameter is differentiated in the weights, and needs to know what these are of.
+        self.asked = asked if asked.split else replace(asked, m=Stage.of(asked.m))
         self.symmetric = self.alone and all(u == v for u, v in self.m.targets)
         self.labels = tiles.labels(x1, x1 if self.alone else x2)
         one, two = self.labels
@@ -38,24 +42,39 @@ class Grid:
         self.two = self.one if self.alone else tiles.panels(x2, self.size)
         self.dtype = x1[0].dtype if x1 else jnp.result_type(float)
         self.weights = np.asarray(weights, self.dtype)
-        # What is split by parameter is differentiated in the weights.
-        self.leaves = leaves if asked.split else Numbers.known(self.m, leaves, self.weights, self.dtype)
+        self.leaves = leaves
+        self.numbers = self.known_numbers({})
+
+    def known_numbers(self, more: dict[tuple[int, ...], Any]) -> Numbers:
+        """The program's numbers, with more arrays that functions hold."""
+        found = Numbers.known(self.m, self.leaves, self.weights, self.dtype)
+        return replace(found, arrays=found.arrays | more, seeds=None if self.asked.split else found.seeds)
 
     def run(self, progress: bool) -> tuple[list[dict[str, Any]], tuple[Alone, ...]]:
         """Every target's quantities, (N1, N2, *S_u, *S_v), and what is known of the inputs of each side."""
-        left = [self.panel(x, n, self.alike) for x, n in zip(self.one, self.counts(self.n1), strict=True)]
-        right = left if self.alone else [self.panel(x, n, False) for x, n in zip(self.two, self.counts(self.n2))]
+        left, right = self.panels()
         exact = self.joined([buffer for _, buffer in left]) if self.alike else [None] * len(NAMES)
         whole = [self.empty(k) for k in range(len(self.m.targets))]
         pairs = [(i, j) for i in range(len(left)) for j in range(i if self.symmetric else 0, len(right))]
         calls = (lambda i=i, j=j: self.stripe(i, j, left[i][0], right[j][0]) for i, j in pairs)
-        for (i, j), found in zip(tiles.shown(pairs, progress), ahead(calls)):
+        for (i, j), returned in zip(tiles.shown(pairs, progress), ahead(calls)):
+            found = self.settled(i, j, returned, left[i][0], right[j][0])
             for name, part, itself in zip(NAMES, fields(found), exact, strict=True):
                 for k, target in enumerate(whole):
                     if target[name] is not None:
                         self.put(target[name], part, itself, k, i, j)
         sides = (self.known(left, self.n1), *(() if self.alone else (self.known(right, self.n2),)))
         return [self.shaped(target, k) for k, target in enumerate(whole)], sides
+
+    def panels(self) -> tuple[list[Any], list[Any]]:
+        """What is known of the inputs of each side, panel by panel."""
+        left = [self.panel(x, n, self.alike) for x, n in zip(self.one, self.counts(self.n1), strict=True)]
+        right = left if self.alone else [self.panel(x, n, False) for x, n in zip(self.two, self.counts(self.n2))]
+        return left, right
+
+    def settled(self, i: int, j: int, found: Buffer | None, left: Alone, right: Alone) -> Buffer | None:
+        """What a stripe returned, or what somebody who looked at it put in its place."""
+        return found
 
     def counts(self, n: int) -> list[int]:
         """Inputs of each panel."""
@@ -64,20 +83,17 @@ class Grid:
     def panel(self, x: Any, count: int, diagonal: bool) -> tuple[Alone, Buffer | None]:
         """What is known of each of `count` inputs, and the pairs of each with itself."""
         blocks = np.int32(-(-count // self.at_once))
-        return stripes.panel(self.asked, self.at_once, self.leaves, self.weights, x, blocks, diagonal=diagonal)
+        return stripes.panel(self.asked, self.at_once, self.numbers, self.weights, x, blocks, diagonal=diagonal)
 
     def stripe(self, i: int, j: int, left: Alone, right: Alone) -> Buffer | None:
         """Panel i of x1 with panel j of x2; None where no pair is wanted."""
         wanted = self.wanted(i, j)
-        blocks = self.size // self.block
-        places = np.argwhere(wanted.reshape(blocks, self.block, blocks, self.block).any((1, 3))).astype(np.int32)
-        if not len(places):
+        filled, count = places(wanted, self.block)
+        if not count:
             return None
-        filled = np.zeros((blocks**2, 2), np.int32)
-        filled[: len(places)] = places
         return stripes.stripe(
-            self.asked, self.block, self.leaves, self.weights, self.one[i], self.two[j], left, right,
-            wanted if self.costly else None, filled, np.int32(len(places)),
+            self.asked, self.block, self.numbers, self.weights, self.one[i], self.two[j], left, right,
+            wanted if self.costly else None, filled, count,
         )  # fmt: skip
 
     def wanted(self, i: int, j: int) -> np.ndarray:
@@ -163,6 +179,15 @@ class Grid:
             if result[bound] is not None:
                 result[bound] = stated(result[name], result[bound])
         return result
+
+
+def places(wanted: np.ndarray, block: int) -> tuple[np.ndarray, np.int32]:
+    """The blocks of two panels that hold a pair that is wanted, filled up, and how many they are."""
+    blocks = len(wanted) // block
+    found = np.argwhere(wanted.reshape(blocks, block, blocks, block).any((1, 3))).astype(np.int32)
+    filled = np.zeros((blocks**2, 2), np.int32)
+    filled[: len(found)] = found
+    return filled, np.int32(len(found))
 
 
 def ahead(calls: Iterable[Callable[[], Found]]) -> Iterator[Found]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from tensorprog import assembly, stripes, tiles
+from tensorprog import assembly, settling, stripes, tiles
 from tensorprog.accuracy import warn_unsettled
 from tensorprog.errors import ProgramError
 from tensorprog.existence import check_expectations, check_functions, unsettled
@@ -54,7 +54,7 @@ def _evaluated(
     if not all(map(is_concrete, jax.tree.leaves((leaves, weights, x1, x2, jax.device_put(0.0))))):
         return _traced(_Traced(asked, x2 is None), leaves, weights, x1, x1 if x2 is None else x2)
     check_functions(program, m, slopes=tangent)
-    results, sides = assembly.Grid(asked, leaves, weights, x1, x2).run(progress)
+    m, results, sides = settling.evaluated(asked, leaves, weights, x1, x2, progress)
     for side in sides:
         check_expectations(program, m, side, slopes=tangent)
     if not error:

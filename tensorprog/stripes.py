@@ -20,7 +20,7 @@ import numpy as np
 from tensorprog.functions import base
 from tensorprog.interpret.buffers import Alone, Buffer
 from tensorprog.interpret.equations import BatchEq, JointEq, PairEq
-from tensorprog.interpret.system import Moments, cross_stage, same_stage
+from tensorprog.interpret.system import Moments, Numbers, Stage, cross_stage, same_stage
 
 Array = jax.Array
 BYTES = {False: 4 * 2**20, True: 2**30}
@@ -37,7 +37,7 @@ RESULT = {False: 64 * 2**20, True: 2**30}
 class Asked:
     """What is asked for: tangents (the NTK), bounds on errors, tangents by parameter."""
 
-    m: Moments
+    m: Moments | Stage
     tangent: bool
     error: bool
     split: bool
@@ -52,11 +52,13 @@ class Shape(NamedTuple):
 
 def is_costly(m: Moments) -> bool:
     """Whether some expectation has no closed form."""
-    return any(_is_integral(e) for e in m.demand.cross.equations)
+    return any(_is_integral(e) for e in m.systems[1].equations)
 
 
 def _is_integral(e: Any) -> bool:
-    return isinstance(e, JointEq | BatchEq) or (isinstance(e, PairEq) and base.method(e.phi, e.psi) != "closed form")
+    if isinstance(e, PairEq):
+        return not e.phi.curved and base.method(e.phi, e.psi) != base.CLOSED
+    return isinstance(e, JointEq | BatchEq)
 
 
 def _by_pair(e: Any) -> bool:
@@ -87,7 +89,7 @@ def at_once(m: Moments, own: Shape) -> int:
 
 
 def _largest(m: Moments, large: bool) -> int:
-    equations = m.demand.cross.equations
+    equations = m.systems[1].equations
     if any(_by_pair(e) for e in equations):
         return BY_PAIR
     if any(isinstance(e, JointEq) for e in equations):
@@ -156,6 +158,13 @@ def panel(
     return _looped(
         lambda places: block(*places), np.arange(whole // size, dtype=np.int32)[:, None], count, size, whole, axes
     )
+
+
+@partial(jax.jit, static_argnums=0)
+def sided(asked: Asked, numbers: Numbers, known: Alone) -> Alone:
+    """The same inputs with the sides of other functions."""
+    found = asked.m.tables.sides(asked.m.same, known.value, numbers.monomials, numbers.arrays, slope=asked.tangent)
+    return Alone(known.value, known.error, found)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -22,7 +22,7 @@ import numpy as np
 import scipy.linalg
 import scipy.special
 
-from tensorprog import assembly, decomposition, evaluation, kernel, limits, stripes, tiles
+from tensorprog import assembly, decomposition, evaluation, kernel, limits, settling, stripes, tiles
 from tensorprog.functions import base
 from tensorprog.functions.frozen import Function
 from tensorprog.interpret import (
@@ -314,6 +314,7 @@ def _on_numpy() -> list[tuple[Any, str, Any]]:
     uses_jax = (moments, rules, integrals, joints, system)
     return [
         *((module, "jnp", NUMPY) for module in uses_numpy),
+        (settling, "curving", lambda *_: None),  # curves are for many inputs
         *((module, "jax", _Jax()) for module in uses_jax),
         (integrals, "mapped", _map),
         (joints, "mapped", _map),

@@ -28,6 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("accuracy", "existence", "limits", "refusals"),
     ("tiles", "stripes"),
     ("decomposition", "sampling", "assembly"),
+    ("settling",),
     ("evaluation",),
     ("kernel", "empirical", "planning"),
     ("predict", "taylor"),

@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from tensorprog.functions import general
+from tensorprog.functions import curved, general
 from tensorprog.functions.derived import Product, Shifted
 from tensorprog.functions.forms import Form, Numbers, inverse_root
 from tensorprog.functions.frozen import Function
+from tensorprog.functions.paneled import SHAPES as PANELS
+from tensorprog.functions.paneled import Paneled
 from tensorprog.functions.piecewise import Piecewise, polynomial
 from tensorprog.functions.recognition import recognised
 from tensorprog.functions.ruled import Bare, Shapes, own_slope, ruled
@@ -61,6 +63,11 @@ class Elementwise:
     def written(self) -> Callable[..., Any]:
         """The function with whatever rules it has."""
         return self.own or self.fn
+
+    @property
+    def curved(self) -> bool:
+        """Whether its numbers are the tables of its curves, and it is known by these alone."""
+        return isinstance(self.fn, curved.Curved)
 
     @property
     def degree(self) -> int | None:
@@ -110,12 +117,24 @@ IDENTITY = of_form(polynomial(0.0, 1.0), 0, "id")
 ONE = of_form(polynomial(1.0), 0, "1")
 
 
+IN_PAIRS = Elementwise(curved.Curved(), (curved.SIDE, curved.MEAN), None, "curve")
+"""A function of one Gaussian beside one of another, and with it where both Gaussians are one."""
+IN_MEANS = Elementwise(curved.Curved(), (curved.MEAN,), None, "mean curve")
+"""A function, or a product of two, whose mean is taken."""
+
+IN_PANELS = Elementwise(Paneled(), PANELS, None, "panels")
+"""A function that is evaluated on panels."""
+
+
 def power(p: int) -> Elementwise:
     return of_form(polynomial(*[0.0] * p, 1.0), 0, f"id^{p}")
 
 
 def derivative(phi: Elementwise) -> Elementwise:
     """phi' almost everywhere, or what phi's own rule gives: a jump's derivative is 0, as in any network's gradient."""
+    assert not phi.curved, "what is known by its curves has no derivative but these"
+    if isinstance(phi.fn, Paneled):
+        return Elementwise(Paneled(phi.fn.order + 1), PANELS, None, f"{phi.name}'")
     if phi.form is None:
         return of_function(own_slope(phi.written, phi.shapes), phi.shapes, f"{phi.name}'")
     form = phi.form.derivative()
@@ -204,12 +223,16 @@ def mean_error(phi: Elementwise, a: Any, numbers: Numbers = ()) -> tuple[Array, 
 
 def general_road(phi: Elementwise, psi: Elementwise) -> bool:
     """Whether E phi(u) psi(v), and so E phi'(u) psi'(v), are got by series and quadrature."""
+    if phi.curved:
+        return True
     return method(phi, psi) == method(derivative(phi), derivative(psi)) == GENERAL
 
 
 def sides(phi: Elementwise, a: Array, numbers: Numbers = (), *, slope: bool) -> Any:
     """What the general road needs to know of phi at variances a, made once an input: for `expect_error`, or with
     `slope` for `expect_slope`."""
+    if phi.curved:
+        return curved.sides(numbers[0], a, slope=slope)
     return general.sides((phi.fn, derivative(phi).fn) if slope else (phi.fn,), a, numbers)
 
 
@@ -228,6 +251,9 @@ def expect_slope(
     `given`: `sides` of phi at a and of psi at b, where they were made before.
     """
     a, b, c, first, second = _cast(a, b, c, phi_numbers, psi_numbers)
+    if phi.curved:
+        value, slope = _by_curves(a, b, c, first, second, given, slope=True)
+        return value, slope
     slopes = derivative(phi), derivative(psi)
     if general_road(phi, psi):
         fns = (phi.fn, slopes[0].fn), (psi.fn, slopes[1].fn)
@@ -244,6 +270,9 @@ def expect_one_slope(
 ) -> tuple[Road, Road]:
     """`expect_slope` of one Gaussian: E phi(u) psi(u) and E phi'(u) psi'(u)."""
     a, _, _, first, second = _cast(a, a, a, phi_numbers, psi_numbers)
+    if phi.curved:
+        value, slope = _mean_by_curves(a, first, 2)
+        return value, slope
     slopes = derivative(phi), derivative(psi)
     if all(f.form is None for f in (phi, psi, *slopes)):
         fns = tuple(product(*pair).fn for pair in ((phi, psi), slopes))
@@ -281,6 +310,8 @@ def polynomially_bounded(phi: Elementwise) -> bool | None:
 def _pair(
     phi: Elementwise, psi: Elementwise, a: Array, b: Array, c: Array, first: Numbers, second: Numbers, given: Any = None
 ) -> Road:
+    if phi.curved:
+        return _by_curves(a, b, c, first, second, given, slope=False)[0]
     if _closed(phi, psi):
         return _closed_pair(phi, psi, a, b, c, first, second)
     if phi.degree == 0:
@@ -296,6 +327,8 @@ def _pair(
 
 
 def _one(phi: Elementwise, psi: Elementwise, a: Array, first: Numbers, second: Numbers) -> Road:
+    if phi.curved:
+        return _mean_by_curves(a, first, 1)[0]
     f, g = _same_family(phi.form, psi.form)
     if f is not None and g is not None:
         return f.square(g, a, first, second), lambda: f.rounding(g, a, a, a, first, second)
@@ -304,7 +337,18 @@ def _one(phi: Elementwise, psi: Elementwise, a: Array, first: Numbers, second: N
     return _mean(product(phi, psi), a, first + second)
 
 
+def _by_curves(a: Array, b: Array, c: Array, first: Numbers, second: Numbers, given: Any, *, slope: bool) -> list[Road]:
+    one, two = given or (curved.sides(numbers[0], x, slope=slope) for numbers, x in ((first, a), (second, b)))
+    return [(value, lambda bound=bound: bound) for value, bound in curved.pairs(one, two, a, b, c)]
+
+
+def _mean_by_curves(a: Array, numbers: Numbers, count: int) -> list[Road]:
+    return [(value, lambda bound=bound: bound) for value, bound in curved.means(numbers[-1], a, count)]
+
+
 def _mean(phi: Elementwise, a: Array, numbers: Numbers) -> Road:
+    if phi.curved:
+        return _mean_by_curves(a, numbers, 1)[0]
     form = phi.form
     if form is not None:
         return form.mean(a, numbers), lambda: 32 * jnp.finfo(a.dtype).eps * form.scale(a, numbers)

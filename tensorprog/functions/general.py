@@ -22,8 +22,8 @@ from jax import Array, lax
 from tensorprog.errors import ProgramError
 from tensorprog.functions import jumps, kinks
 from tensorprog.functions.derived import Entries, Partial, Repeated, Slope, Times, origins, width
-from tensorprog.functions.nested import HOPELESS, expectations, sides
-from tensorprog.functions.quadrature import Functions, density, entries, nodes, panel, reach
+from tensorprog.functions.nested import expectations, sides
+from tensorprog.functions.quadrature import HOPELESS, Functions, density, entries, nodes, panel, reach
 from tensorprog.functions.series import Side, feature_places, resolve, standard_edges
 
 __all__ = ["mean", "means", "pair", "pairs", "sides"]

@@ -4,7 +4,7 @@ Several pairs of functions (phi_i, psi_i) of the same Gaussians are taken togeth
 value and its derivative, which needs phi' psi', so cost little more than the value.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array, lax
 
 from tensorprog.functions.quadrature import (
+    HOPELESS,
     WINDOW,
     Functions,
     conditional,
@@ -33,8 +34,6 @@ _LAYERS = np.array([-10.0, -5.0, -2.0, 2.0, 5.0, 10.0])  # around a kink of psi,
 _HALVINGS = 40
 _FAR = 15.0  # how far the inner rule follows a psi that is 0 within its window; as far as it goes if psi is 0 near 0
 _ACCEPTED = {"float64": 1e-13, "float32": 3e-6}  # a series stands where its bound is below this part of the size
-HOPELESS = 0.5
-"""A bound beyond this part of E |phi psi| says that no digit is known: it is inf."""
 _ROUNDING = 32.0  # eps * size, of a sum of positive terms in this many digits
 
 
@@ -152,6 +151,19 @@ def _nested(
     return Estimate(total[..., 0], total[..., 1], total[..., 2] + total[..., 3])
 
 
+def stated(found: Estimate, one: Any, two: Any) -> tuple[Array, Array]:
+    """(value, bound): an estimate with the rounding of its sum, infinite where no digit is known. The sides have
+    `square` and `strain`."""
+    value, size, bound = found
+    info = jnp.finfo(value.dtype)
+    eps, tiny, scale = float(info.eps), jnp.sqrt(info.tiny), jnp.sqrt(one.square * two.square)
+    bound = bound + eps * size * (_ROUNDING + 2 * (one.strain + two.strain))
+    known = bound <= HOPELESS * size + eps * scale + tiny
+    # Far tails, squares of rounding beside the functions' own sizes, are not looked at; nor what is near underflow.
+    bound = bound + eps**2 * scale + tiny
+    return value, jnp.where(jnp.isfinite(value) & known, bound, jnp.inf)
+
+
 def sides(phis: Functions, a: Array, numbers: tuple) -> Side:
     """What `expectations` needs to know of phis at variances a, (*a.shape, ...): made once, it serves many pairs."""
     found = side(phis, numbers, a.reshape(-1), feature_places(phis, numbers, a.dtype))
@@ -202,7 +214,6 @@ def expectations(
         for part, like in ((one, a), (two, b))
     )
     series = Estimate(*(jnp.broadcast_to(x, (*shape, entries(phis))) for x in _series(first, second, r)))
-    eps = float(jnp.finfo(r.dtype).eps)
     failing = ~(series.bound <= _ACCEPTED[r.dtype.name] * series.size).all(-1).reshape(-1)
 
     row, column = (np.broadcast_to(np.arange(x.size).reshape(x.shape), shape).reshape(-1) for x in (a, b))
@@ -223,9 +234,4 @@ def expectations(
 
     state = (jnp.zeros_like(count), *(x.reshape(-1, entries(phis)) for x in series))
     _, value, size, bound = lax.while_loop(lambda state: state[0] < count, step, state)
-    value, size, bound = (x.reshape(*shape, entries(phis)) for x in (value, size, bound))
-    bound = bound + eps * size * (_ROUNDING + 2 * (first.strain + second.strain))
-    known = bound <= HOPELESS * size + eps * jnp.sqrt(first.square * second.square) + jnp.finfo(r.dtype).tiny ** 0.5
-    # Far tails, squares of rounding beside the functions' own sizes, are not looked at; nor what is near underflow.
-    bound = bound + eps**2 * jnp.sqrt(first.square * second.square) + jnp.sqrt(jnp.finfo(r.dtype).tiny)
-    return value, jnp.where(jnp.isfinite(value) & known, bound, jnp.inf)
+    return stated(Estimate(*(x.reshape(*shape, entries(phis)) for x in (value, size, bound))), first, second)

@@ -25,6 +25,8 @@ _SUMS = np.stack(
 LAST = _SUMS[4:]
 _STEP = 3.0  # the inner variable's panels: 16 nodes integrate a normal over one to 1e-15
 WINDOW = 9.0  # where they end
+HOPELESS = 0.5
+"""A bound beyond this part of E |phi psi| says that no digit is known: it is inf."""
 
 
 class Panels(NamedTuple):

@@ -221,10 +221,11 @@ def _expectation(
     arguments, numbers = call
     need = buffer.error is not None
     is_open = any(isinstance(f, Elementwise) and f.form is None for f in group.form[1:3])  # type: ignore[index]
+    looped = any(isinstance(f, Elementwise) and f.form is None and not f.curved for f in group.form[1:3])  # type: ignore[index]
     known = () if given is None else (given,)
     if buffer.tangent is None:
         value, error = over_equations(group, alone, arguments, *numbers, *known)
-        (change,) = _changes(moves, (value,), lambda x, n: over_equations(group, alone, x, *n)[:1])
+        (change,) = _changes(moves, (value,), lambda x, n: over_equations(group, alone, x, *n)[:1], looped=looped)
         return (
             (value, None, error + change, None)
             if need
@@ -241,7 +242,8 @@ def _expectation(
         if is_open:
             value, slope = _told(value, error), jnp.where(tangent == 0, 0.0, _told(slope, slope_error))
         return value, slope * tangent, None, None
-    changes = _changes(moves, (value, slope), lambda x, n: over_equations(group, both_and_bounds, x, *n)[0])
+    moved = lambda x, n: over_equations(group, both_and_bounds, x, *n)[0]
+    changes = _changes(moves, (value, slope), moved, looped=looped)
     error, slope_error = error + changes[0], slope_error + changes[1]
     tangent_error = jnp.abs(slope) * buffer.tangent_error[cell] + slope_error * jnp.abs(tangent)
     return value, slope * tangent, error, tangent_error
@@ -252,15 +254,33 @@ def _told(value: Array, bound: Array) -> Array:
     return jnp.where(jnp.isinf(jax.lax.stop_gradient(bound)), jnp.nan, value)
 
 
-def _changes(moves: Sequence[Move], values: tuple[Array, ...], evaluate: Any) -> tuple[Array, ...]:
-    """What the moves change in each of the values, added up."""
+def _changes(moves: Sequence[Move], values: tuple[Array, ...], evaluate: Any, *, looped: bool) -> tuple[Array, ...]:
+    """What the moves change in each of the values, added up. `looped`: one compiled integral serves many moves."""
+    calls = [call for move in moves for alternative in move for call in alternative]
+    found = iter(_each(calls, evaluate) if looped else [evaluate(*call) for call in calls])
 
     def change(alternative: list[Call]) -> list[Array]:
-        found = [evaluate(*call) for call in alternative]
-        return [sum((jnp.abs(f[k] - v) for f in found), jnp.zeros_like(v)) for k, v in enumerate(values)]
+        own = [next(found) for _ in alternative]
+        return [sum((jnp.abs(f[k] - v) for f in own), jnp.zeros_like(v)) for k, v in enumerate(values)]
 
     total = [jnp.zeros_like(v) for v in values]
     for move in moves:
         largest = [reduce(jnp.maximum, own) for own in zip(*map(change, move), strict=True)]
         total = [t + x for t, x in zip(total, largest, strict=True)]
     return tuple(total)
+
+
+def _each(calls: list[Call], evaluate: Any) -> list[Any]:
+    """The calls' results: those of calls that have their numbers in common by one loop over the others."""
+    results: dict[int, Any] = {}
+    for k, (_, numbers) in enumerate(calls):
+        alike = [j for j, (_, own) in enumerate(calls) if own is numbers]
+        if k in results:
+            continue
+        if len(alike) == 1:
+            results[k] = evaluate(*calls[k])
+            continue
+        arguments = tuple(jnp.stack(x) for x in zip(*(calls[j][0] for j in alike), strict=True))
+        found = mapped(lambda given, numbers=numbers: evaluate(given, numbers), arguments)
+        results |= {j: jax.tree.map(lambda x, place=place: x[place], found) for place, j in enumerate(alike)}
+    return [results[k] for k in range(len(calls))]

@@ -8,8 +8,10 @@ again, so a network of a hundred layers needs a handful.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, assert_never
 
 import jax
@@ -44,6 +46,14 @@ PLACES = ("out", "cells", "cov", "var", "calls", "blocks", "joint")
 """Arrays of a group that say where in a buffer it reads and writes."""
 
 
+def _digest(arrays: dict[str, Array]) -> bytes:
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        found.update(f"{name} {arrays[name].dtype} {arrays[name].shape} ".encode())
+        found.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return found.digest()
+
+
 @dataclass(frozen=True)
 class Group:
     """Equations of one form at one level: `form` is static, `arrays` hold rows and registry positions."""
@@ -55,6 +65,11 @@ class Group:
 
     def __hash__(self) -> int:
         return id(self)
+
+    @property
+    def key(self) -> Hashable:
+        """What it does, to compare by."""
+        return self.form, self.uniform, self.tables, _digest(self.arrays)
 
     @property
     def common(self) -> dict[str, Array]:
@@ -83,6 +98,15 @@ class Plan:
     rows: int
     row_of: Array
     keep: Array
+
+    @cached_property
+    def key(self) -> Hashable:
+        """What it does, to compare by."""
+        steps = []
+        for step in self.steps:
+            levels, repeats = (step.levels, step.repeats) if isinstance(step, Run) else ((step,), 0)
+            steps.append((repeats, tuple(tuple(g.key for g in level) for level in levels)))
+        return tuple(steps), self.rows, _digest({"row_of": self.row_of[self.keep]})
 
     @property
     def fixed(self) -> bool:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, assert_never
 
 import jax
@@ -34,6 +34,7 @@ from tensorprog.interpret.equations import (
     PairEq,
     ProductEq,
     ScalarEq,
+    System,
 )
 from tensorprog.interpret.moments import evaluate
 from tensorprog.interpret.plan import Plan, Tables, plan
@@ -49,10 +50,15 @@ Targets = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """The plans for some targets of a structure; compared by identity, made once for equal structures."""
+    """The plans for some targets of a structure; compared by identity, made once for equal structures.
+
+    `systems`: the same-input and the crossing equations as they are planned, in which functions may be known by their
+    curves; those of `demand` have the functions themselves.
+    """
 
     demand: Demand
     targets: Targets
+    systems: tuple[System, System]
     same: Plan
     cross: Plan
     cells: tuple[np.ndarray, ...]
@@ -94,10 +100,11 @@ class Numbers:
     seeds: Array | None = None
 
     @staticmethod
-    def of(m: Moments, leaves: Any, dtype: Any) -> Numbers:
+    def of(m: Moments | Stage, leaves: Any, dtype: Any) -> Numbers:
         """Of a program's leaves; numbers that were made before as they are."""
         if isinstance(leaves, Numbers):
             return leaves
+        assert isinstance(m, Moments), "plans alone come with numbers"
         linear = m.demand.linear
         return Numbers(linear.monomials.values(leaves, dtype), linear.array_values(leaves, dtype))
 
@@ -154,13 +161,52 @@ def moments(structure: Structure, targets: Targets, *, everything: bool = False)
             cells.append(demand.second_moment(demand.cross, u, v, pu, pv))
         while everything and _complete(demand):
             pass
-    exported = [np.array([ZERO, UNIT]), *(_exported(e) for e in demand.cross.equations)]
+    kept = np.arange(len(demand.cross.owners)) if everything else np.concatenate(cells)
+    return planned(demand, targets, tuple(cells), (demand.same, demand.cross), kept)
+
+
+def planned(
+    demand: Demand,
+    targets: Targets,
+    cells: tuple[np.ndarray, ...],
+    systems: tuple[System, System],
+    kept: np.ndarray,
+    more: Sequence[np.ndarray] = (),
+) -> Moments:
+    """Plans of two systems of the demand's cells, of which `kept` are the crossing ones; `more` same-input cells that
+    somebody looks at."""
+    exported = [np.array([ZERO, UNIT]), *(_exported(e) for e in demand.cross.equations), *more]
     # `accuracy` and `existence` look at these.
     exported += [_exported(e) for e in demand.same.equations if isinstance(e, JointEq) or _open(e)]
-    same = plan(demand.same, np.concatenate(exported))
-    tables = Tables.of(demand.cross)
-    kept = np.arange(len(demand.cross.owners)) if everything else np.concatenate(cells)
-    return Moments(demand, targets, same, plan(demand.cross, kept, same, tables), tuple(cells), tables)
+    same = plan(systems[0], np.concatenate(exported))
+    tables = Tables.of(systems[1])
+    return Moments(demand, targets, systems, same, plan(systems[1], kept, same, tables), cells, tables)
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """What a compiled program is made of: plans, without whose they are. Equal ones are one program, whatever the
+    networks and the functions that their tables stand for."""
+
+    same: Plan
+    cross: Plan
+    tables: Tables
+
+    @cached_property
+    def key(self) -> Any:
+        rows = tuple((fn, tuple(lines)) for fn, lines in self.tables.rows.items())
+        return self.same.key, self.cross.key, rows
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stage) and self.key == other.key
+
+    @staticmethod
+    @lru_cache(maxsize=256)
+    def of(m: Moments) -> Stage:
+        return Stage(m.same, m.cross, m.tables)
 
 
 def output_targets(structure: Structure) -> Targets:
@@ -251,8 +297,9 @@ def _exported(equation: Any) -> np.ndarray:
             assert_never(never)
 
 
-def seeds(m: Moments, monomials: Any, weights: Any) -> Any:
+def seeds(m: Moments | Stage, monomials: Any, weights: Any) -> Any:
     """Values of the parameters' own terms; `weights` is (P,) or (P, *batch)."""
+    assert isinstance(m, Moments), "plans alone come with seeds"
     entries = m.demand.seeds.entries
     longest = max(1, max(len(entry) for entry in entries))
     padded = [[*entry, *[(0, 0)] * (longest - len(entry))] for entry in entries]
@@ -263,7 +310,7 @@ def seeds(m: Moments, monomials: Any, weights: Any) -> Any:
 
 
 def same_stage(
-    m: Moments, leaves: Any, x: tuple[Array, ...], *, slope: bool, error: bool, plain: bool = False
+    m: Moments | Stage, leaves: Any, x: tuple[Array, ...], *, slope: bool, error: bool, plain: bool = False
 ) -> Alone:
     """The same-input system; `slope` makes what the NTK needs as well, `plain` is for what nobody differentiates."""
     dtype = _dtype(x)
@@ -276,7 +323,7 @@ def same_stage(
 
 
 def cross_stage(
-    m: Moments,
+    m: Moments | Stage,
     leaves: Any,
     weights: Array,
     x1: tuple[Array, ...],
