@@ -173,6 +173,7 @@ class _Grid:
     are none."""
 
     def __init__(self, asked: _Traced, leaves: Any, weights: Array, x1: Any, x2: Any, alike: Any):
+        assert isinstance(asked.asked.m, Moments), "whose moments they are"
         self.asked, self.m, self.leaves, self.weights = asked.asked, asked.asked.m, leaves, weights
         self.alone = asked.alone
         self.symmetric = self.alone and all(u == v for u, v in self.m.targets)

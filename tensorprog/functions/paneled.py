@@ -106,7 +106,8 @@ def _around(found: Features, far: float) -> list[Array]:
     """Ends of panels that see how a function changes beside its steep places and at its scales."""
     steep = found.steep[:, None] + np.outer(np.abs(found.steep), 16.0 ** -np.arange(1.0, 5.0))
     scales = np.concatenate([found.scales, far * 2.0 ** -np.arange(12.0)])
-    return [found.steep, steep.reshape(-1), 2 * np.repeat(found.steep, 4) - steep.reshape(-1), scales, -scales]
+    mirrored = 2 * np.repeat(found.steep, 4) - steep.reshape(-1)
+    return list(map(np.asarray, (found.steep, steep.reshape(-1), mirrored, scales, -scales)))
 
 
 def _listed(found: Features) -> Array:
