@@ -37,10 +37,27 @@ def evaluate(
     split: bool = False,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
-    """Every target's second moment and what goes with it: (N1, N2, *S_u, *S_v), by tiles."""
+    """Every target's second moment and what goes with it: (N1, N2, *S_u, *S_v), in the inputs' dtype; of inputs in half
+    precision it is computed in single."""
     m = moments(program.structure, targets)
+    dtype = x1[0].dtype if x1 else None
+    half = dtype is not None and jnp.finfo(dtype).bits < 32
+    if half:
+        x1, x2 = jax.tree.map(lambda a: a.astype(jnp.float32), (x1, x2))
     with jumps_at_their_line(program, m), mapped_without_check(x1, x2):
-        return _evaluated(program, m, x1, x2, tangent, error, weights, split, progress)
+        results = _evaluated(program, m, x1, x2, tangent, error, weights, split, progress)
+    return [_rounded(program, r, dtype) for r in results] if half else results
+
+
+def _rounded(program: Program, result: dict[str, Any], dtype: Any) -> dict[str, Any]:
+    """Quantities in a dtype of fewer digits, whose rounding their bounds have."""
+    result, eps = dict(result), float(jnp.finfo(dtype).eps)
+    for name, bound in (("value", "error"), ("tangent", "tangent_error")):
+        if result[bound] is not None:
+            result[bound] = (1 + eps) * (result[bound] + eps * abs(result[name]) + float(jnp.finfo(dtype).tiny))
+    found = {name: a if a is None else a.astype(dtype) for name, a in result.items()}
+    known = all(is_concrete(a) for a in found.values() if a is not None)
+    return finite(program, found) if known else found
 
 
 def _evaluated(

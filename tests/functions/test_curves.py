@@ -208,3 +208,18 @@ def test_functions_share_what_is_compiled():
     compiled.clear()
     tp.ntk(program(lambda z: jnp.tanh(z) + 0.1 * jnp.cos(z)), x)
     assert compiled and not programs & set(compiled)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_rounded_single(dtype):
+    x = jnp.asarray(inputs("float64")[:3], dtype)
+    own, true = tp.kernels(program(jnp.tanh, 1), x, error=True), tp.kernels(program(jnp.tanh, 1), x.astype(float))
+    for got, closed, bound in ((own.nngp, true.nngp, own.error.nngp), (own.ntk, true.ntk, own.error.ntk)):
+        assert got.dtype == bound.dtype == x.dtype
+        apart = np.abs(np.asarray(got, float) - closed)
+        assert (apart <= np.asarray(bound, float)).all() and apart.max() < 2 * jnp.finfo(dtype).eps * closed.max()
+
+
+def test_what_half_precision_does_not_reach_is_refused():
+    with pytest.raises(tp.ProgramError, match="the range of float16"):
+        tp.nngp(program(lambda z: 1e3 * jax.nn.relu(z), 1), inputs("float16"))
