@@ -19,12 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.functions.quadrature import NODES, WEIGHTS, reach
+from tensorprog.functions.quadrature import ORDERS, WEIGHTS
 from tensorprog.functions.series import (
     TERMS,
-    base_edges,
+    far_edges,
     feature_places,
     hermite_sums,
+    nodes_between,
     standard_edges,
 )
 
@@ -43,9 +44,6 @@ _HALVINGS, _CUTS = 24, 4
 _MOST = 400
 """Panels that one variance may take, of z; a function that needs more goes another way."""
 _POINTS = (1024, 16384)
-_SUMS = np.stack(
-    [(2 * n + 1) / 2 * WEIGHTS * np.polynomial.legendre.Legendre.basis(n)(NODES) for n in (5, 6, 7, 13, 14, 15)]
-)
 _EPS = float(np.finfo(float).eps)
 KNOTS = np.cos(np.pi * (np.arange(16) + 0.5) / 16)[::-1].copy()
 """Chebyshev's nodes, at which a curve is known in each panel."""
@@ -122,7 +120,7 @@ def _pieces(known: Known, power: float, row: Array, left: Array, right: Array, d
     if not np.isfinite(samples).all():
         raise NoCurve("it is infinite or undefined somewhere")
     samples = np.moveaxis(samples, -1, 1)
-    sums = np.abs(samples @ _SUMS.T)
+    sums = np.abs(samples @ ORDERS.T)
     largest = np.abs(samples).max(-1)
     last = np.maximum(sums[..., 3:].sum(-1) - 16 * _EPS * largest, 0.0)
     middle = sums[..., :3].sum(-1)
@@ -130,16 +128,11 @@ def _pieces(known: Known, power: float, row: Array, left: Array, right: Array, d
     return _Pieces(row, left, right, samples, (right - left)[:, None] / 2 * error)
 
 
-def nodes_between(left: Array, right: Array) -> Array:
-    return (left + right)[:, None] / 2 + (right - left)[:, None] / 2 * NODES
-
-
 def _resolved(known: Known, power: float, deviation: Array) -> _Pieces:
     """Panels of [-reach, reach] on which each function times the density's power is a polynomial, to rounding."""
-    end = reach(np.dtype(float))
     places = feature_places(known.fns, known.numbers, np.dtype(float), np)
     own = standard_edges(places, deviation, np)
-    base = np.concatenate([[-end], base_edges(np.dtype(float)), [end]])
+    base = far_edges()
     edges = np.sort(np.concatenate([np.broadcast_to(base, (len(deviation), len(base))), own], 1), 1)
     row, piece = np.nonzero(np.diff(edges) > 0)
     found = _pieces(known, power, row, edges[row, piece], edges[row, piece + 1], deviation)

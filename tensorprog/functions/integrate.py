@@ -21,7 +21,7 @@ from scipy.special import erfcx, ndtri
 from scipy.stats import qmc
 
 from tensorprog.functions.peaks import peaks
-from tensorprog.functions.quadrature import NODES, WEIGHTS
+from tensorprog.functions.quadrature import NODES, ORDERS, WEIGHTS
 from tensorprog.functions.signals import signals
 
 Array = np.ndarray
@@ -35,9 +35,6 @@ _BASE = np.array([0.0, 1.0, 2.0, 3.0, 4.5, 6.0, 8.0, 11.0, 15.0, 20.0, 27.0, 36.
 _PARTS, _ROUNDS, _HALVINGS = 16, 17, 40
 _CUBE, _CUBE_REACH = (61, 47), 12.0
 EPS = float(np.finfo(np.float64).eps)
-_LEGENDRE = np.stack(
-    [(2 * n + 1) / 2 * WEIGHTS * np.polynomial.legendre.Legendre.basis(n)(NODES) for n in (5, 6, 7, 13, 14, 15)]
-)
 
 
 class Found(NamedTuple):
@@ -198,7 +195,7 @@ def _panels(own: _Rows, row: Array, first: Array, width: Array, left: Array, rig
         samples = np.where(slope > 0, dense * slope, 0.0)
         half = (right - left) / 2
         size = np.abs(samples)
-        sums = samples @ _LEGENDRE.T
+        sums = samples @ ORDERS.T
         middle = np.abs(sums[:, :3]).sum(1)
         last = np.maximum(np.abs(sums[:, 3:]).sum(1) - 16 * EPS * size.max(1), 0.0)
         error = 10 * last * np.minimum(1.0, last / np.where(middle > 0, middle, 1.0)) ** 2

@@ -13,9 +13,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.functions.curves import Known, NoCurve, nodes_between
+from tensorprog.functions.curves import Known, NoCurve
 from tensorprog.functions.kinks import Features, known_features
 from tensorprog.functions.quadrature import NODES, WEIGHTS, reach
+from tensorprog.functions.series import nodes_between
 
 Array = np.ndarray
 LADDER = (32, 128, 512)

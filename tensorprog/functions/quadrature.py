@@ -22,7 +22,7 @@ _SUMS = np.stack(
     [WEIGHTS]
     + [(2 * n + 1) / 2 * WEIGHTS * np.polynomial.legendre.Legendre.basis(n)(NODES) for n in (5, 6, 7, 13, 14, 15)]
 )
-LAST = _SUMS[4:]
+ORDERS, LAST = _SUMS[1:], _SUMS[4:]
 _STEP = 3.0  # the inner variable's panels: 16 nodes integrate a normal over one to 1e-15
 WINDOW = 9.0  # where they end
 HOPELESS = 0.5

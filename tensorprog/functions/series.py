@@ -144,6 +144,12 @@ def base_edges(dtype: jnp.dtype) -> np.ndarray:
     return base[np.abs(base) < reach(dtype)]
 
 
+def far_edges() -> np.ndarray:
+    """The base edges in double precision, out to `reach`."""
+    end = reach(np.dtype(float))
+    return np.concatenate([[-end], base_edges(np.dtype(float)), [end]])
+
+
 def side(fns: Functions, numbers: tuple, variance: Array, places: Places) -> Side:
     """The side of inputs with the given variances (inputs,), of functions with the given features."""
     deviation = jnp.sqrt(variance)
@@ -239,7 +245,12 @@ def _project(panels: Panels) -> tuple[Array, Array]:
 
 def nodes_of(edges: np.ndarray) -> np.ndarray:
     """(panels, nodes) of the panels between edges, as constants."""
-    return (edges[1:] + edges[:-1])[:, None] / 2 + np.diff(edges)[:, None] / 2 * NODES
+    return nodes_between(edges[:-1], edges[1:])
+
+
+def nodes_between(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(panels, nodes) of panels with these ends, as constants."""
+    return (left + right)[:, None] / 2 + (right - left)[:, None] / 2 * NODES
 
 
 def _recurrence(z: Array, values: Array) -> Array:
@@ -261,8 +272,7 @@ def _recurrence(z: Array, values: Array) -> Array:
 def _table() -> tuple[np.ndarray, np.ndarray]:
     """The edges of panels that most functions need no more than, out to `reach`, and (panels, nodes, TERMS): Hermite
     functions at their nodes times weights."""
-    end = reach(np.dtype(float))
-    base = np.concatenate([[-end], base_edges(np.dtype(float)), [end]])
+    base = far_edges()
     z = nodes_of(base)
     weights = np.diff(base)[:, None] / 2 * WEIGHTS
     return base, np.moveaxis(hermite(z.reshape(-1)).reshape(TERMS, *z.shape) * weights, 0, -1)
@@ -282,8 +292,7 @@ def hermite_sums(
     absolute = np.tensordot(np.abs(picked), table[..., :sizes], 2)
     others = np.flatnonzero(~alike)
     for part in np.split(others, range(_AT_ONCE, len(others), _AT_ONCE)):
-        half = (right - left)[part, None] / 2
-        z = (left + right)[part, None] / 2 + half * NODES
+        z, half = nodes_between(left[part], right[part]), (right - left)[part, None] / 2
         own = np.moveaxis(hermite(z.reshape(-1)).reshape(TERMS, *z.shape) * (half * WEIGHTS), 0, -1)
         np.add.at(whole, row[part], samples[part] @ own)
         np.add.at(absolute, row[part], np.abs(samples[part]) @ own[..., :sizes])

@@ -220,8 +220,8 @@ def _expectation(
     both, alone = roads
     arguments, numbers = call
     need = buffer.error is not None
-    is_open = any(isinstance(f, Elementwise) and f.form is None for f in group.form[1:3])  # type: ignore[index]
-    looped = any(isinstance(f, Elementwise) and f.form is None and not f.curved for f in group.form[1:3])  # type: ignore[index]
+    opened = [f for f in group.form[1:3] if isinstance(f, Elementwise) and f.form is None]  # type: ignore[index]
+    is_open, looped = bool(opened), not all(f.curved for f in opened)
     known = () if given is None else (given,)
     if buffer.tangent is None:
         value, error = over_equations(group, alone, arguments, *numbers, *known)
