@@ -160,7 +160,10 @@ def warn_of_batches(f: Callable[[Any, Any], Any], params: PyTree, x: PyTree) -> 
     floats = [leaf for leaf in jax.tree.leaves(params) if _is_trained(leaf)]
     if not all(map(is_concrete, (*floats, *jax.tree.leaves(x)))):
         return
-    first, second = jax.tree.map(lambda leaf: leaf[:1], x), jax.tree.map(_another, x)
+    pairs = jax.tree.map(lambda leaf: leaf[:2], x)
+    if not all(map(is_concrete, jax.tree.leaves(pairs))):  # within a trace, what is cut from known arrays is traced
+        return
+    first, second = jax.tree.map(lambda pair: pair[:1], pairs), jax.tree.map(_another, pairs)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
     params = jax.tree.map(_seen, params)
     with jax.default_matmul_precision("highest"):
@@ -189,13 +192,13 @@ def warn_of_batches(f: Callable[[Any, Any], Any], params: PyTree, x: PyTree) -> 
         )
 
 
-def _another(leaf: Array) -> Array:
+def _another(pair: Array) -> Array:
     """An example to stand beside the first: the second if it is another, else the first turned around, which has its
     values, so that tokens stay in their vocabulary."""
-    if len(leaf) > 1 and is_concrete(leaf) and bool((leaf[0] != leaf[1]).any()):
-        return leaf[1:2]
-    turned = jnp.flip(leaf[:1], tuple(range(1, leaf.ndim)))
-    return turned * 0.5 + 0.25 if jnp.issubdtype(leaf.dtype, jnp.floating) else turned
+    if len(pair) > 1 and bool((pair[0] != pair[1]).any()):
+        return pair[1:2]
+    turned = jnp.flip(pair[:1], tuple(range(1, pair.ndim)))
+    return turned * 0.5 + 0.25 if jnp.issubdtype(pair.dtype, jnp.floating) else turned
 
 
 def _seen(leaf: Any) -> Any:
