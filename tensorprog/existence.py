@@ -73,12 +73,13 @@ def _uses(m: Moments) -> dict[Use, list[tuple[Any, Any, int]]]:
     return found
 
 
-@lru_cache(maxsize=64)
-def _met(m: Moments) -> tuple[tuple[Elementwise, int, Any, Any, int, bool], ...]:
+@lru_cache(maxsize=128)
+def _met(m: Moments, *, factors: bool = False) -> tuple[tuple[Elementwise, int, Any, Any, int, bool], ...]:
     """Functions of one Gaussian with the power that is averaged, cells of variances, numbers, whose they are, whether
-    slopes go with them: by numbers that differ, scalars of the inputs all alike."""
+    slopes go with them: by numbers that differ, scalars of the inputs all alike. Products of two functions of one
+    Gaussian as one, or as their `factors`."""
     found = []
-    for phi, power, places, numbers, owner, slopes in _each(m):
+    for phi, power, places, numbers, owner, slopes in _each(m, factors):
         _, kinds = np.unique(np.where(numbers < 0, -1, numbers), axis=0, return_inverse=True)
         for kind in range(kinds.max(initial=-1) + 1):
             own = kinds.reshape(-1) == kind
@@ -86,7 +87,7 @@ def _met(m: Moments) -> tuple[tuple[Elementwise, int, Any, Any, int, bool], ...]
     return tuple(found)
 
 
-def _each(m: Moments) -> Iterator[tuple[Elementwise, int, Any, Any, int, bool]]:
+def _each(m: Moments, factors: bool) -> Iterator[tuple[Elementwise, int, Any, Any, int, bool]]:
     for system in (m.demand.cross, m.demand.same):
         crossing = system is m.demand.cross
         for e in system.equations:
@@ -95,8 +96,10 @@ def _each(m: Moments) -> Iterator[tuple[Elementwise, int, Any, Any, int, bool]]:
                 yield e.phi, 2, e.left, e.phi_numbers, left, crossing
                 yield e.psi, 2, e.right, e.psi_numbers, right, crossing
             elif isinstance(e, OneEq):
-                both = np.concatenate([e.phi_numbers, e.psi_numbers], -1)
-                yield product(e.phi, e.psi), 1, e.var, both, system.owners[int(e.out[0])][1], False
+                both, owner = np.concatenate([e.phi_numbers, e.psi_numbers], -1), system.owners[int(e.out[0])][1]
+                parts = ((e.phi, e.phi_numbers), (e.psi, e.psi_numbers))
+                for phi, numbers in parts if factors else ((product(e.phi, e.psi), both),):
+                    yield phi, 1, e.var, numbers, owner, False
             elif isinstance(e, MeanEq):
                 yield e.phi, 1, e.var, e.phi_numbers, system.owners[int(e.out[0])][1], False
 
@@ -173,7 +176,7 @@ def _numbers(program: Program, m: Moments, same: Any, phi: Elementwise, numbers:
 def _check_jumps(program: Program, m: Moments, same: Any) -> None:
     """Functions with more jumps within reach than integrals are split at."""
     widest: dict[tuple[Elementwise, tuple[int, ...]], tuple[float, Any, int]] = {}
-    for phi, _, places, numbers, owner, _ in _met(m):
+    for phi, _, places, numbers, owner, _ in _met(m, factors=True):
         if phi.form is None:
             variances = np.asarray(same.value[:, m.same.kept(places)]).reshape(-1)
             k = int(variances.argmax())
@@ -182,7 +185,7 @@ def _check_jumps(program: Program, m: Moments, same: Any) -> None:
             if values is not None and (known is None or variances[k] > known[0]):
                 widest[key] = float(variances[k]), values, owner
     for (phi, _), (variance, values, owner) in widest.items():
-        if bool(crowded(phi, jnp.asarray(variance, jnp.result_type(float)), values)):
+        if crowded(phi, variance, values):
             why = f"{phi.name} jumps at more places than integrals are split at, within reach of z of variance "
             remedy = "take the smooth function that it follows (z for round(50 z)/50), one with fewer steps, or lower "
             refuse(program, owner, f"{why}{variance:.4g}", f"{remedy}variances")

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from tensorprog.functions import curved, general
+from tensorprog.functions import curved, general, kinks
 from tensorprog.functions.derived import Product, Shifted
 from tensorprog.functions.forms import Form, Numbers, inverse_root
 from tensorprog.functions.frozen import Function
@@ -293,10 +293,9 @@ def method(phi: Elementwise, psi: Elementwise) -> str:
     return REDUCED if _short(phi) or _short(psi) else GENERAL
 
 
-def crowded(phi: Elementwise, a: Any, numbers: Numbers = ()) -> Array:
-    """Where phi has more jumps than integrals are split at within reach of u ~ N(0, a)."""
-    a, _, _, numbers, _ = _cast(a, a, a, numbers, ())
-    return jnp.zeros(a.shape, bool) if phi.form is not None else general.crowded(phi.fn, a, numbers)
+def crowded(phi: Elementwise, variance: float, numbers: Numbers = ()) -> bool:
+    """Whether phi, its numbers known, has more jumps than integrals are split at within reach of u ~ N(0, variance)."""
+    return phi.form is None and kinks.crowded(phi.fn, numbers, np.sqrt(variance), jnp.result_type(float))
 
 
 def polynomially_bounded(phi: Elementwise) -> bool | None:

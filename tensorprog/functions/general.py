@@ -20,8 +20,8 @@ import numpy as np
 from jax import Array, lax
 
 from tensorprog.errors import ProgramError
-from tensorprog.functions import jumps, kinks
-from tensorprog.functions.derived import Entries, Partial, Repeated, Slope, Times, origins, width
+from tensorprog.functions import jumps
+from tensorprog.functions.derived import Entries, Partial, Repeated, Slope, Times, width
 from tensorprog.functions.nested import expectations, sides
 from tensorprog.functions.quadrature import HOPELESS, Functions, density, entries, nodes, panel, reach
 from tensorprog.functions.series import Side, feature_places, resolve, standard_edges
@@ -83,13 +83,6 @@ def means(phis: Functions, a: Array, numbers: _Numbers = ()) -> tuple[Array, Arr
     a = jnp.asarray(a)
     values, bounds = (x.reshape(*a.shape, entries(phis)) for x in _means(phis, a.reshape(-1), tuple(numbers)))
     return values, lax.stop_gradient(bounds)
-
-
-def crowded(phi: Callable, a: Array, numbers: _Numbers = ()) -> Array:
-    """Whether phi has more jumps within reach of u ~ N(0, a) than integrals are split at."""
-    a = jnp.asarray(a)
-    found = [kinks.crowded(fn, own, jnp.sqrt(a) + abs(sum(shift))) for fn, own, shift in origins(phi, numbers)]
-    return jnp.stack(found).any(0)
 
 
 class _Columns:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from tensorprog.functions.derived import origins
 from tensorprog.functions.quadrature import LAST, NODES
 
 MOST, FEW = 256, 64  # kinks kept of a function without numbers, and with; those nearest to 0
@@ -346,10 +347,14 @@ def features(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> Features:
     return found._replace(steep=found.steep[:_FEW_STEEP], scales=found.scales[:_FEW_SCALES])
 
 
-def crowded(fn: Callable, numbers: tuple, deviation: Array) -> Array:
-    """Whether more jumps lie within reach of a Gaussian than are kept: what they add to derivatives would lack some."""
-    reached = np.sqrt(-2 * np.log(np.finfo(deviation.dtype).eps)) * deviation
-    return jnp.min(features(fn, numbers, deviation.dtype).covered, initial=jnp.inf) < reached
+def crowded(phi: Callable, numbers: tuple, deviation: float, dtype: jnp.dtype) -> bool:
+    """Whether more jumps lie within reach of a Gaussian, in a dtype, than are kept: what they add to derivatives would
+    lack some. Numbers are known."""
+    reached = np.sqrt(-2 * np.log(np.finfo(dtype).eps)) * deviation
+    return any(
+        known_features(fn, own).covered.min(initial=np.inf) < reached + abs(sum(map(float, shift)))
+        for fn, own, shift in origins(phi, numbers)
+    )
 
 
 def kinks(fn: Callable, numbers: tuple, dtype: jnp.dtype) -> tuple[Array, Array]:

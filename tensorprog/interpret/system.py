@@ -73,7 +73,7 @@ class Moments:
         """Values of functions' numbers `ids` (uses, count) for the inputs of a side, (blocks, uses, n, count): of the
         program, or scalars of the input. `same` has values (blocks, cells, n)."""
         values = np.asarray(same.value)
-        monomials = np.asarray(self.demand.linear.monomials.values(leaves, values.dtype))
+        monomials = self.demand.linear.monomials.values(tuple(map(np.asarray, leaves)), values.dtype, np)
         known = np.broadcast_to(
             monomials[np.maximum(ids, 0)][None, :, None], (len(values), len(ids), values.shape[-1], ids.shape[1])
         )
