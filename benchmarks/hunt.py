@@ -231,7 +231,6 @@ def run_batch(names: Sequence[str], path: Path, kept: Path) -> None:
         with jax.enable_x64(cases[name].dtype == "float64"):
             verdict = judge(cases[name])
         _append(kept, verdict)
-        jax.clear_caches()
 
 
 def known(kept: Path) -> dict[str, Verdict]:

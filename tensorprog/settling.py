@@ -71,8 +71,11 @@ class ByCurves(Grid):
         if not count:
             return found
         if self.panelled is None:
-            arrays = self.curves.panels(self.leaves, self.dtype)
-            self.panelled = replace(self.numbers, arrays=self.numbers.arrays | arrays)
+            arrays = self.numbers.arrays | self.curves.panels(self.leaves, self.dtype)
+            # Without the tables that no pair reads, since another function's have other shapes.
+            self.panelled = replace(
+                self.numbers, arrays={k: a for k, a in arrays.items() if k not in self.curves.unread}
+            )
         again = stripes.stripe(
             self.again, block, self.panelled, self.weights, self.one[i], self.two[j], self.with_care(left),
             self.with_care(right), lost, filled, count,

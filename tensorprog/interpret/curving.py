@@ -71,6 +71,12 @@ class Curving:
     ranges: dict[int, Range] = field(default_factory=dict)
     last: tuple[Any, Arrays] = (None, {})  # tables, with what they are of
 
+    @property
+    def unread(self) -> set[tuple[int, ...]]:
+        """The kinds of tables that no pair of `careful` reads."""
+        means = any(isinstance(e, OneEq | MeanEq) for e in self.careful.systems[1].equations)
+        return {curved.SIDE} if means else {curved.SIDE, curved.MEAN}
+
     def tables(self, leaves: Any, dtype: Any) -> Arrays:
         """**Raises:** `NoCurve`."""
         own = {kind: [w.curve(self.original, leaves) for w in wanted] for kind, wanted in self.wanted.items()}
