@@ -9,6 +9,7 @@ again, so a network of a hundred layers needs a handful.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -42,6 +43,8 @@ TRASH = 2
 FIRST_ROW = 3
 FEW = 32
 """Rows up to which each is an array of its own."""
+SMALL = 4096
+"""Numbers in a group's largest array up to which it is small: filling it up costs nothing."""
 PLACES = ("out", "cells", "cov", "var", "calls", "blocks", "joint")
 """Arrays of a group that say where in a buffer it reads and writes."""
 
@@ -70,6 +73,13 @@ class Group:
     def key(self) -> Hashable:
         """What it does, to compare by."""
         return self.form, self.uniform, self.tables, _digest(self.arrays)
+
+    @property
+    def size(self) -> int:
+        """How large it is, in powers of 4 beyond what is small. Levels of one size roll up together, since the shorter
+        ones of a loop are filled up to the longest: not the images of a network with those that it pooled them to."""
+        largest = max(a.size for a in self.arrays.values())
+        return max(0, math.ceil(math.log(largest / SMALL, 4)))
 
     @property
     def common(self) -> dict[str, Array]:
@@ -322,7 +332,7 @@ def plan(system: System, keep: Array, exported: Plan | None = None, tables: Tabl
     merged = [_merge(level) for level in levels(system)]
     rows, count = _rows(merged, system.name, keep, len(system.owners))
     ready = [tuple(_resolve(f, a, system.name, rows, exported, tables) for f, a in level) for level in merged]
-    signatures = [tuple((g.form, g.uniform) for g in level) for level in ready]
+    signatures = [tuple((g.form, g.uniform, g.size) for g in level) for level in ready]
     steps: list[tuple[Group, ...] | Run] = []
     start = 0
     while start < len(ready):
