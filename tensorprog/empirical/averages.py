@@ -21,6 +21,7 @@ from tensorprog.empirical.arguments import (
     warn_of_batches,
 )
 from tensorprog.empirical.blocks import mirror
+from tensorprog.empirical.compiled import run
 from tensorprog.empirical.contraction import einsum
 from tensorprog.empirical.kernels import ntk
 from tensorprog.empirical.programs import OneByOne, data_of, each_output, has_copies, readout_variances
@@ -79,8 +80,7 @@ def nngp(
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds_of(seeds)))
     shape = output_shape(lambda x: f(draw(jax.random.key(0)), x), x1)
     axes = output_axes(shape, -1)
-    if not isinstance(f, OneByOne):
-        warn_of_batches(f, draw(jax.random.key(0)), x1)
+    look = (lambda: None) if isinstance(f, OneByOne) else lambda: warn_of_batches(f, draw(jax.random.key(0)), x1)
     sizes = axes.size("kept", shape), axes.size("traced", shape)
 
     def gram(key: Array, x1: PyTree, x2: PyTree | None) -> Array:
@@ -99,7 +99,7 @@ def nngp(
         return total / len(keys) if x2 is not None else mirror(total / len(keys))
 
     with jax.default_matmul_precision("highest"):
-        flat = jax.jit(average)(x1, x2)
+        flat = run(average, x1, x2, first=look)
     sites = tuple(shape[a] for a in axes.kept)
     return flat.reshape(*flat.shape[:2], *sites, *sites)
 

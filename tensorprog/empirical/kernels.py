@@ -24,6 +24,7 @@ from tensorprog.empirical.arguments import (
     warn_of_batches,
 )
 from tensorprog.empirical.blocks import blocked, length
+from tensorprog.empirical.compiled import run
 from tensorprog.empirical.plan import Method, Plan, Problem, chosen, explained
 from tensorprog.empirical.programs import OneByOne, data_of, each_output, has_copies, learning_rates
 from tensorprog.ir import VectorType
@@ -114,8 +115,9 @@ def ntk(
 
     **Raises:** `TypeError` and `ValueError`, naming the argument and what to pass.
 
-    Works under `jit`, `vmap` and `grad`. A call outside `jit` compiles for itself, since nobody can know whether `f`
-    still is what it was; for many calls (seeds, steps) put `jax.jit` around: `jax.jit(lambda p: ntk(f, p, x))`.
+    Works under `jit`, `vmap` and `grad`. Outside `jit` the function is traced at each call, since nobody can know
+    whether it still is what it was, and what was compiled for an equal one is used again, whatever the parameters; for
+    many calls of a small network put `jax.jit` around, which traces once: `jax.jit(lambda p: ntk(f, p, x))`.
     Products ask for full float32 precision, those in `f` that don't set their own included.
 
     ```pycon
@@ -140,6 +142,7 @@ def ntk(
     _check_method(method, get_args(Method))
     task = _task(f, params, x1, x2, lr, trace_axes=trace_axes, **options)
     if explain:
+        task.look()
         return explained(task.problem, method, get_args(Method)[1:])
     return task.shaped(task.computed(method, get_args(Method)[1:], lambda terms: sum(terms[1:], terms[0])))
 
@@ -197,6 +200,8 @@ class _Task:
     axes: Axes
     shape: tuple[int, ...]
     merge: Callable[..., PyTree]
+    look: Callable[[], None]
+    """Says what is odd about the function, if anything is."""
 
     def computed(self, method: str, candidates: Sequence[str], combined: Callable[[list[Array]], Array]) -> Array:
         """The combined terms (N1, N2, E, K, K) of all blocks, by the method."""
@@ -207,7 +212,7 @@ class _Task:
             return blocked(prepare, lambda left, right: combined(contract(left, right)), x1, x2, choice.limit)
 
         with jax.default_matmul_precision("highest"):
-            return jax.jit(kernel)(self.problem.theta, self.x1, self.x2)
+            return run(kernel, self.problem.theta, self.x1, self.x2, first=self.look)
 
     def shaped(self, flat: Float[Array, "N1 N2 E K K"]) -> Float[Array, "N1 N2 *D_S1_S2"]:
         kept, diagonal = (tuple(self.shape[a] for a in axes) for axes in (self.axes.kept, self.axes.diagonal))
@@ -229,8 +234,7 @@ def _task(
     theta, merge = partition(params)
     shape = output_shape(lambda x: f(params, x), x1)
     named = output_axes(shape, **axes)
-    if not isinstance(f, OneByOne):
-        warn_of_batches(f, params, x1)
+    look = (lambda: None) if isinstance(f, OneByOne) else lambda: warn_of_batches(f, params, x1)
 
     def outputs(theta: list[Array], x: PyTree) -> Array:
         return named.laid_out(at_one(f, merge(theta), x))
@@ -246,7 +250,7 @@ def _task(
         None if x2 is None else length(x2),
         None if batch_size is None else batch_limit(batch_size, 0),
     )
-    return _Task(problem, x1, x2, named, shape, merge)
+    return _Task(problem, x1, x2, named, shape, merge, look)
 
 
 def _check_method(method: Any, known: Sequence[str]) -> None:

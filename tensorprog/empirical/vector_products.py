@@ -22,6 +22,7 @@ from tensorprog.empirical.arguments import (
     warn_of_batches,
 )
 from tensorprog.empirical.blocks import examples, length
+from tensorprog.empirical.compiled import run
 from tensorprog.empirical.contraction import directed
 from tensorprog.empirical.programs import OneByOne, data_of, each_output, learning_rates
 from tensorprog.functions.jaxprs import pushforward
@@ -78,8 +79,7 @@ def ntk_vector_product(
     theta, merge = partition(params)
     multipliers = multipliers_of(lr, params)
     shape = output_shape(lambda x: f(params, x), x1)
-    if not isinstance(f, OneByOne):
-        warn_of_batches(f, params, x1)
+    look = (lambda: None) if isinstance(f, OneByOne) else lambda: warn_of_batches(f, params, x1)
     v = _vector(v, (length(x1 if x2 is None else x2), *shape))
     limit = batch_limit(batch_size, BATCH)
 
@@ -106,7 +106,7 @@ def ntk_vector_product(
         return out.reshape(-1, *shape)[: length(x1)]
 
     with jax.default_matmul_precision("highest"):
-        return jax.jit(product)(theta, x1, x1 if x2 is None else x2, v)
+        return run(product, theta, x1, x1 if x2 is None else x2, v, first=look)
 
 
 def _vector(v: Any, shape: tuple[int, ...]) -> Array:

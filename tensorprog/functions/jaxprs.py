@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-__all__ = ["ClosedJaxpr", "Jaxpr", "Literal", "closed", "equations", "inner", "plain", "pushforward"]
+__all__ = ["ClosedJaxpr", "Jaxpr", "Literal", "closed", "equations", "evaluated", "inner", "plain", "pushforward"]
 
 CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2", "xla_call"}
 """Equations that are their bodies, without rules of their own."""
@@ -24,6 +24,11 @@ def plain(jaxpr: Jaxpr, equation: Any, values: Sequence[Any]) -> list[jax.Array]
         constvars=[], invars=list(seen), outvars=equation.outvars, eqns=[equation], effects=equation.effects
     )
     return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*seen.values())
+
+
+def evaluated(jaxpr: Jaxpr, consts: Sequence[Any], *values: Any) -> list[Any]:
+    """A jaxpr with its constants, evaluated."""
+    return jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*values)
 
 
 def closed(body: Any) -> ClosedJaxpr:
