@@ -9,13 +9,13 @@ by E F F̄ of inputs near each other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tensorprog.compiling import compiled
 from tensorprog.errors import ProgramError, located, warn
 from tensorprog.functions.crossing import crossing
 from tensorprog.functions.joint import Partial, joint
@@ -105,7 +105,7 @@ def _functions(program: Program, m: Moments, sides: Sequence[Any]) -> dict[Any, 
     return {key: _Found(*map(np.concatenate, zip(*uses, strict=True))) for key, uses in found.items()}
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@compiled("fn", "slopes")
 def _off(fn: Vectorial, slopes: bool, cov: Any, numbers: Any) -> jax.Array:
     """How far off E F² is at each covariance, relative to it, and E (∂F)² for each slope; at the first few also E F F̄
     of inputs near each other."""

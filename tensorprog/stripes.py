@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tensorprog.compiling import compiled
 from tensorprog.functions import base
 from tensorprog.interpret.buffers import Alone, Buffer
 from tensorprog.interpret.equations import BatchEq, JointEq, PairEq
@@ -139,7 +140,7 @@ def _by_parameter(run: Any, weights: Array, shape: tuple[int, ...]) -> Buffer:
 # ---- one compiled call
 
 
-@partial(jax.jit, static_argnums=(0, 1), static_argnames="diagonal")
+@compiled("asked", "size", "diagonal")
 def panel(
     asked: Asked, size: int, leaves: Any, weights: Array, x: Any, count: Any, *, diagonal: bool
 ) -> tuple[Alone, Buffer | None]:
@@ -160,14 +161,14 @@ def panel(
     )
 
 
-@partial(jax.jit, static_argnums=0)
+@compiled("asked")
 def sided(asked: Asked, numbers: Numbers, known: Alone) -> Alone:
     """The same inputs with the sides of other functions."""
     found = asked.m.tables.sides(asked.m.same, known.value, numbers.monomials, numbers.arrays, slope=asked.tangent)
     return Alone(known.value, known.error, found)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@compiled("asked", "size")
 def stripe(
     asked: Asked, size: int, leaves: Any, weights: Array, x1: Any, x2: Any, left: Alone, right: Alone,
     valid: Array | None, places: Array, count: Any,

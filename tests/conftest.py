@@ -8,8 +8,10 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.monitoring
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -79,3 +81,17 @@ def bounded_executables() -> Iterator[None]:
         if Path("/proc/self/maps").read_text(encoding="utf-8").count("\n") > 20_000:
             moments.cache_clear()
             jax.clear_caches()
+
+
+@pytest.fixture
+def compilations() -> Iterator[list[str]]:
+    """Names of what is compiled from here on."""
+    found: list[str] = []
+
+    def heard(name: str, seconds: float, **more: Any) -> None:
+        if name.endswith("backend_compile_duration"):
+            found.append(more.get("fun_name", name))
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(heard)

@@ -1,10 +1,9 @@
 """What was compiled for one empirical kernel serves the next, and is never stale."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,20 +18,6 @@ X = np.random.default_rng(0).standard_normal((4, 3))
 def parameters(seed: int) -> dict[str, Any]:
     k = jax.random.split(jax.random.key(seed))
     return {"U": jax.random.normal(k[0], (3, 5)), "v": jax.random.normal(k[1], (5, 1))}
-
-
-@pytest.fixture
-def compilations() -> Iterator[list[str]]:
-    """Names of what is compiled from here on."""
-    found: list[str] = []
-
-    def heard(name: str, seconds: float, **more: Any) -> None:
-        if name.endswith("backend_compile_duration"):
-            found.append(more.get("fun_name", name))
-
-    jax.monitoring.register_event_duration_secs_listener(heard)
-    yield found
-    jax.monitoring.unregister_event_duration_listener(heard)
 
 
 KERNELS: dict[str, Callable[..., Any]] = {

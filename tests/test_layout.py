@@ -14,7 +14,7 @@ PACKAGE = ROOT / "tensorprog"
 
 #: The floors, lowest first. A module may import from floors below its own, and from its own folder without cycles.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "loops", "arrays"),
+    ("errors", "loops", "compiling", "arrays"),
     ("functions",),
     ("ir",),
     ("gia",),

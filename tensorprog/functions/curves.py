@@ -57,7 +57,7 @@ class NoCurve(Exception):
 # ---- the function
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=128)
 def _compiled(fns: tuple[Callable, ...], shapes: tuple[tuple[int, ...], ...], points: int) -> Any:
     def at(z: Any, *numbers: Any) -> Any:
         return jnp.stack([jnp.asarray(fn(z, *numbers), jnp.float64).reshape(()) for fn in fns])

@@ -59,7 +59,7 @@ ALONE, OUTER, INNER = Effort(1537, 192, 800), Effort(769, 16, 120), Effort(257, 
 # ---- the function
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=128)
 def _compiled(fn: Callable[..., Any], dimensions: int, shapes: tuple[tuple[int, ...], ...], points: int) -> Any:
     run = jax.vmap(signals(fn), in_axes=(*[0] * dimensions, *[None] * len(shapes)))
     axes = [jax.ShapeDtypeStruct((points,), jnp.float64)] * dimensions

@@ -284,7 +284,7 @@ def _halvings(dtype: Any) -> int:
     return 64 if dtype == np.float64 else 34
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=128)
 def _compiled(fn: Callable, shapes: tuple[tuple[int, ...], ...], dtype: str) -> Any:
     """Value, slope and curvature at `_WIDE_BLOCK` points."""
     own = jnp.dtype(dtype)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tensorprog.compiling import compiled
 from tensorprog.functions.frozen import Function
 from tensorprog.functions.integrate import Found, mean
 from tensorprog.gia import reached
@@ -56,7 +57,7 @@ class Exact(NamedTuple):
     found: dict[int, Found]
 
 
-@partial(jax.jit, static_argnames=("ends", "read", "naive"))
+@compiled("ends", "read", "naive")
 def _run(
     program: Program,
     arrays: tuple[Array, ...],

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.batch import batch
+from tensorprog.compiling import compiled
 from tensorprog.functions.base import method
 from tensorprog.interpret.buffers import Alone, Buffer, stated
 from tensorprog.interpret.equation_text import Writer
@@ -175,15 +176,17 @@ def _concrete(program: Program) -> tuple[Any, ...]:
     return tuple(leaves)
 
 
-_same = jax.jit(partial(same_stage, slope=True, error=True), static_argnums=0)
+@compiled("m")
+def _same(m: Moments, leaves: Any, x: Any) -> Alone:
+    return same_stage(m, leaves, x, slope=True, error=True)
 
 
-@partial(jax.jit, static_argnums=0)
+@compiled("m")
 def _bounded(m: Moments, leaves: Any, weights: Array, x1: Any, x2: Any, left: Alone, right: Alone) -> Buffer:
     return cross_stage(m, leaves, weights, x1, x2, left, right, None, tangent=True, error=True)
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="alone")
+@compiled("m", "alone")
 def _values(
     m: Moments, leaves: Any, weights: Array, x1: Any, x2: Any, *, alone: bool
 ) -> tuple[Array, tuple[Array, ...]]:

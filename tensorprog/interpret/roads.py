@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tensorprog.compiling import compiled
 from tensorprog.gia import reached
 from tensorprog.interpret.particles import Limit, LinearLimit, gaussians, integrals, linear_obstacle
 from tensorprog.interpret.spaces import ALONE_REACH, REACH, Draws, Forms, Grid
@@ -122,7 +123,7 @@ def _replicated(
     return value, error
 
 
-@partial(jax.jit, static_argnames=("ends", "read", "road"))
+@compiled("ends", "read", "road")
 def expectations(
     program: Program, arrays: tuple[Array, ...], key: Array, *, ends: tuple[int, ...], read: Read, road: Road
 ) -> tuple[Any, Any]:

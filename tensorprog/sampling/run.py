@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tensorprog.compiling import compiled
 from tensorprog.functions.frozen import Function
 from tensorprog.functions.jaxprs import pushforward
 from tensorprog.interpret.spaces import HIGHEST
@@ -48,7 +49,7 @@ def _ranked(a: Array, rank: int, after: int = 0) -> Array:
     return a.reshape(a.shape[0], *extra, *a.shape[1:])
 
 
-@partial(jax.jit, static_argnums=(0, 4, 5))
+@compiled("fn", "over", "dtype")
 def _applied(
     fn: Function,
     numbers: tuple[Array, ...],
@@ -74,7 +75,7 @@ def _applied(
     return jnp.transpose(result, np.argsort([*over, *rest]).tolist())
 
 
-@partial(jax.jit, static_argnums=(0, 5, 6))
+@compiled("fn", "over", "dtype")
 def _with_tangent(
     fn: Function,
     numbers: tuple[Array, ...],
