@@ -14,19 +14,24 @@ from zoo import ZOO, data
 import tensorprog as tp
 from tensorprog import stripes
 from tensorprog.functions.angles import angle
+from tensorprog.interpret.equations import LinearEq
+from tensorprog.interpret.plan import Run
 from tensorprog.interpret.system import moments, output_targets
 from tensorprog.nets import net
 
 RNG = np.random.default_rng(0)
-PROGRAMS = [net("mlp").program(fn=jax.nn.relu, depth=4), ZOO["cnn_gap"], ZOO["layernorm_mlp"]]
+PROGRAMS = {"mlp": net("mlp").program(fn=jax.nn.relu, depth=4)} | {n: ZOO[n] for n in ("cnn_gap", "layernorm_mlp")}
 
 
 def sized(monkeypatch: pytest.MonkeyPatch, block: int, panel: int) -> None:
     monkeypatch.setattr(stripes, "shape", lambda m: stripes.Shape(block, panel))
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=["mlp", "cnn_gap", "layernorm_mlp"])
-def test_blocks_and_stripes_of_any_size_give_one_kernel(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("cnn_gap", "layernorm_mlp"))]
+)
+def test_blocks_and_stripes_of_any_size_give_one_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = PROGRAMS[name]
     x, x2 = np.asarray(data(program, 7)), np.asarray(data(program, 5, 1))
     x = np.concatenate([x, x[:2], -x[:1]])  # equal ones in other blocks and stripes
     x2 = np.concatenate([x2, x[3:4]])
@@ -78,6 +83,24 @@ def test_two_compilations_serve_twenty_numbers_of_inputs(fresh_process: Callable
         """
     )
     assert int(printed) <= 2
+
+
+def test_loops_are_not_filled_up_from_small_images_to_large_ones() -> None:
+    """What a network that pools takes is what its equations take, not its first images' size in each layer."""
+
+    def net(x: Any) -> Any:
+        n = tp.Width("n")
+        for k in range(3):
+            w = tp.weight(f"W{k}", n, x.features, window=(3, 3), var=2.0)
+            x = tp.nonlin(jax.nn.relu, tp.conv(w, x))
+            x = tp.pool(x, (2, 2), (2, 2)) if k else x
+        return tp.weight("v", 1, n) @ tp.mean(x)
+
+    program = tp.trace(net, tp.Input(8, 8, 2))
+    m = moments(program.structure, output_targets(program.structure))
+    groups = [g for s in m.cross.steps for level in (s.levels if isinstance(s, Run) else (s,)) for g in level]
+    own = sum(e.cells.size for e in m.systems[1].equations if isinstance(e, LinearEq))
+    assert sum(g.arrays["cells"].size for g in groups if "cells" in g.arrays) <= 2 * own
 
 
 def test_known_inputs_inside_a_transformation_are_traced() -> None:

@@ -43,8 +43,8 @@ TRASH = 2
 FIRST_ROW = 3
 FEW = 32
 """Rows up to which each is an array of its own."""
-SMALL = 4096
-"""Numbers in a group's largest array up to which it is small: filling it up costs nothing."""
+MANY, LONG = 256, 16
+"""Equations of a group, and terms of each, up to which it is small: filling it up costs nothing."""
 PLACES = ("out", "cells", "cov", "var", "calls", "blocks", "joint")
 """Arrays of a group that say where in a buffer it reads and writes."""
 
@@ -75,11 +75,14 @@ class Group:
         return self.form, self.uniform, self.tables, _digest(self.arrays)
 
     @property
-    def size(self) -> int:
-        """How large it is, in powers of 4 beyond what is small. Levels of one size roll up together, since the shorter
-        ones of a loop are filled up to the longest: not the images of a network with those that it pooled them to."""
-        largest = max(a.size for a in self.arrays.values())
-        return max(0, math.ceil(math.log(largest / SMALL, 4)))
+    def size(self) -> tuple[int, int]:
+        """How many equations it has, and how long they are, in powers of 4 beyond what is small. Levels of one size
+        roll up together, since the shorter ones of a loop are filled up to the longest: not the images of a network
+        with those that it pooled them to."""
+        length = max(a.size for a in self.arrays.values()) // len(self.arrays["out"])
+        powers = (math.log(max(1.0, n / few), 4) for n, few in ((len(self.arrays["out"]), MANY), (length, LONG)))
+        many, long = map(math.ceil, powers)
+        return many, long
 
     @property
     def common(self) -> dict[str, Array]:
