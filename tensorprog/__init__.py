@@ -33,7 +33,7 @@ from tensorprog.kernel import Bounds, Kernels, kernels, nngp, ntk, ntk_by_parame
 from tensorprog.limits import Limit, limit
 from tensorprog.program import Program
 from tensorprog.taylor import linearize, taylor_expand
-from tensorprog.tracing.builder import Width
+from tensorprog.tracing.builder import Width, source
 from tensorprog.tracing.declare import bias, weight
 from tensorprog.tracing.run import inner, moment, named, scalar, trace
 from tensorprog.tracing.sites import concat, mean, mix, reshape, stack, sum
@@ -92,6 +92,7 @@ __all__ = [
     "scalar",
     "second_moment",
     "sgd_step",
+    "source",
     "stack",
     "sum",
     "taylor_expand",

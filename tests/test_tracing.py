@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import operator
@@ -619,6 +620,74 @@ def test_instructions_stand_where_the_user_wrote_them():
     lines = {name: structure.line(i) for i, name in enumerate(structure.names) if name}
     numbers = {name: line.number - first for name, line in lines.items() if line is not None}
     assert numbers == {"g1": 3, "s1": 4}
+
+
+def layers(x: Any, sizes: Any, *, between: Callable[[Any], Any] = lambda h: h) -> Any:
+    """A program written from a list, each entry on a line of its own in a file that the list came from."""
+    for number, (name, rows) in enumerate(sizes, start=10):
+        with tp.source("layers.toml", number):
+            x = between(tp.weight(name, rows, x.features) @ x + 1.0)
+    return x
+
+
+def test_lines_can_be_those_of_another_file():
+    tanh = lambda h: tp.nonlin(jnp.tanh, h) if h.type.space == "wide" else h
+    n = tp.Width("n")
+    program = tp.trace(layers, tp.Input(3), sizes=[("U", n), ("W", n), ("v", 1)], between=tanh)
+    structure = program.structure
+    named = {name: str(structure.line(i)) for i, name in enumerate(structure.names) if name}
+    assert named == {"g1": "layers.toml:10", "s1": "layers.toml:10", "g2": "layers.toml:11", "s2": "layers.toml:11"}
+    assert str(structure.line(structure.outputs[0])) == "layers.toml:12"
+    assert str(structure.lines.parameter("W")) == "layers.toml:11"
+    written = {str(line) for line in tp.backprop(program).structure.lines.instructions}
+    assert {"layers.toml:11", "layers.toml:12"} <= written, "a backward pass keeps them"
+    plain = tp.trace(lambda x: layers(x, [("U", n), ("W", n), ("v", 1)], between=tanh), tp.Input(3))
+    assert plain.structure.instructions == structure.instructions
+
+
+@pytest.mark.parametrize(
+    ("sizes", "between", "text"),
+    [
+        ([("U", tp.Width("n")), ("U", 1)], lambda h: h, "layers.toml:11: weight('U', …) 'U' is declared already"),
+        ([("U", tp.Width("n"))], lambda h: tp.nonlin(lambda z: z[0], h), "layers.toml:10: nonlin("),
+        ([("U", 0)], lambda h: h, "layers.toml:10: weight('U', …) 0 is no dimension"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_line_of_the_other_file(sizes, between, text):
+    with pytest.raises(tp.ProgramError) as caught:
+        tp.trace(layers, tp.Input(3), sizes=sizes, between=between)
+    assert " ".join(str(caught.value).split()).startswith(text), str(caught.value)
+
+
+def test_the_innermost_line_holds_and_ends_with_its_block():
+    def net(x):
+        with contextlib.suppress(ValueError), tp.source("c", 3):
+            raise ValueError
+        with tp.source("a", 1):
+            with tp.source("b", 2):
+                h = tp.named("inner", tp.weight("U", tp.Width("n"), 3) @ x)
+            y = tp.named("outer", 2 * h)
+        return tp.named("after", y + 1)
+
+    structure = tp.trace(net, tp.Input(3)).structure
+    lines = {name: structure.line(i) for i, name in enumerate(structure.names) if name}
+    assert (str(lines["inner"]), str(lines["outer"])) == ("b:2", "a:1")
+    assert lines["after"].file == __file__
+
+
+@pytest.mark.parametrize(("file", "line"), [(3, 3), ("a", 0), ("a", "3"), ("a", True)])
+def test_what_is_no_place_in_a_file(file, line):
+    def net(x):
+        with tp.source(file, line):
+            return x
+
+    with pytest.raises(tp.ProgramError, match=r"no place in a file\s+give a file's name and a line, from 1"):
+        tp.trace(net, tp.Input(3))
+
+
+def test_a_line_is_said_inside_a_trace():
+    with pytest.raises(tp.ProgramError, match="outside a trace"), tp.source("a", 1):
+        pass
 
 
 # ---- architectures

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 import os
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,6 +46,7 @@ Number = Any
 """A Python or NumPy number, a JAX array or a tracer."""
 
 current: contextvars.ContextVar[Builder | None] = contextvars.ContextVar("trace in progress", default=None)
+_told: contextvars.ContextVar[Line | None] = contextvars.ContextVar("the line that source(…) says", default=None)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,13 @@ def is_machinery(file: str) -> bool:
 
 
 def user_line(*, outside_package: bool = False) -> Line | None:
-    """The innermost line on the stack that is somebody's program; the architectures of `nets` may count."""
+    """The line that `source` says, else the innermost one on the stack that is somebody's program.
+
+    The architectures of `nets` may count.
+    """
+    told = _told.get()
+    if told is not None:
+        return told
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
@@ -88,6 +96,38 @@ def user_line(*, outside_package: bool = False) -> Line | None:
             return Line(file, frame.f_lineno)
         frame = frame.f_back
     return None
+
+
+@contextlib.contextmanager
+def source(file: str | os.PathLike[str], line: int) -> Iterator[None]:
+    """Within it, instructions and declarations are written for a line of another file, and errors name that line.
+
+    For code that writes programs from something else (a configuration, a graph, a function of another library), whose
+    users know that something's lines and not the code's. The innermost one holds.
+
+    **Raises:** `ProgramError` outside a trace, and for what is no place in a file.
+
+    ```python
+    >>> import tensorprog as tp
+    >>> def net(x):
+    ...     for number, (name, rows) in enumerate([("U", tp.Width("n")), ("v", 1)], start=1):
+    ...         with tp.source("layers.toml", number):
+    ...             x = tp.weight(name, rows, x.features) @ x
+    ...     return x
+    >>> program = tp.trace(net, tp.Input(3))
+    >>> str(program.structure.line(program.structure.outputs[0]))
+    'layers.toml:2'
+
+    ```
+    """
+    b = builder(f"source({str(file)!r}, {line!r})")
+    if not isinstance(file, str | os.PathLike) or isinstance(line, bool) or not isinstance(line, int) or line < 1:
+        b.fail(f"source({file!r}, {line!r})", "that is no place in a file", "give a file's name and a line, from 1 on")
+    token = _told.set(Line(os.fspath(file), line))
+    try:
+        yield
+    finally:
+        _told.reset(token)
 
 
 def failure(instruction: str, why: str, remedy: str) -> Exception:
