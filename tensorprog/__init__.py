@@ -36,7 +36,7 @@ from tensorprog.taylor import linearize, taylor_expand
 from tensorprog.tracing.builder import Width, source
 from tensorprog.tracing.declare import bias, weight
 from tensorprog.tracing.run import inner, moment, named, scalar, trace
-from tensorprog.tracing.sites import concat, mean, mix, reshape, stack, sum
+from tensorprog.tracing.sites import concat, mean, mix, reshape, stack, sum, transpose
 from tensorprog.tracing.values import nonlin
 from tensorprog.tracing.windows import conv, conv_local, conv_transpose, pad, patches, pool
 from tensorprog.transform.passes import backprop
@@ -97,5 +97,6 @@ __all__ = [
     "sum",
     "taylor_expand",
     "trace",
+    "transpose",
     "weight",
 ]

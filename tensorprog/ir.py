@@ -14,8 +14,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import assert_never
+from typing import Any, assert_never
 
+import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.errors import Line, bad_argument
@@ -68,6 +69,20 @@ class IntArray:
     @property
     def array(self) -> np.ndarray:
         return np.frombuffer(self.data, dtype=np.int64).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A ScalarFn's function that rearranges entries, as a Gather does vectors; `text` prints it, {} for the operands.
+
+    The entries of its arguments stand end to end; the result has at each place the entry that `source` names.
+    """
+
+    source: IntArray
+    text: str = field(compare=False)
+
+    def __call__(self, *arrays: Any) -> Any:
+        return jnp.concatenate([jnp.ravel(a) for a in arrays])[self.source.array]
 
 
 # ---------------------------------------------------------------------------------------------- declarations

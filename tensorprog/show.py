@@ -36,6 +36,7 @@ from tensorprog.ir import (
     ScalarRef,
     SiteSum,
     Structure,
+    Taken,
     Weight,
 )
 
@@ -264,8 +265,10 @@ class Printer:
         if fn == _RECIPROCAL:
             return f"1 / {self.scalar_factor(scalars[0])}"
         infix = _SCALARS.get(fn)
-        if fn.name.startswith("{}"):  # an index
-            return fn.name.replace("{}", self.scalar_factor(scalars[0]))
+        taken = getattr(fn.root, "value", None)
+        if isinstance(taken, Taken):  # an index stands behind a factor, a function has parentheses of its own
+            own = self.scalar if taken.text.endswith(")") else self.scalar_factor
+            return taken.text.replace("{}", shortened([own(s) for s in scalars]))
         if infix is None or len(scalars) != 2:
             return self.call(fn.name, (), scalars)
         if infix in _SUMS:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorprog.ir import Gather, IntArray, VectorType
+from tensorprog.ir import Gather, IntArray, Sites, VectorType
 from tensorprog.tracing.calls import same_builder, same_kind
 from tensorprog.tracing.traced import AnyVector, Traced
 
@@ -23,11 +23,7 @@ def gather_at(xs: Sequence[AnyVector], rearrange: Callable[..., np.ndarray], tex
     same_builder(builder, *xs)
     for other in xs[1:]:
         same_kind(first, other, "beside")
-    sources, offset = [], 0
-    for x in xs:
-        size = math.prod(x.sites)
-        sources.append(np.arange(offset, offset + size).reshape(x.sites))
-        offset += size
+    sources = positions([x.sites for x in xs])
     try:
         source = np.asarray(rearrange(*sources))
     except (IndexError, ValueError, TypeError) as error:
@@ -41,6 +37,12 @@ def gather_at(xs: Sequence[AnyVector], rearrange: Callable[..., np.ndarray], tex
     if len(xs) == 1 and source.shape == first.sites and (source == sources[0]).all():
         return first.position(), type_
     return builder.emit(Gather(tuple(x.position() for x in xs), IntArray.of(source), text), type_), type_
+
+
+def positions(shapes: Sequence[Sites]) -> list[np.ndarray]:
+    """The places of several arrays of sites laid end to end."""
+    ends = np.cumsum([0, *(math.prod(shape) for shape in shapes)])
+    return [np.arange(start, end).reshape(shape) for start, end, shape in zip(ends, ends[1:], shapes, strict=False)]
 
 
 def index_text(index: Any) -> str:

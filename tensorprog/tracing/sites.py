@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,7 +15,10 @@ from tensorprog.show import COLUMN
 from tensorprog.tracing.builder import failure, is_number
 from tensorprog.tracing.calls import site_axes
 from tensorprog.tracing.traced import Traced
-from tensorprog.tracing.values import Scalar, Vector, gather
+from tensorprog.tracing.values import Scalar, Vector, gather, scalars_of, taken
+
+AnySites = TypeVar("AnySites", Vector, Scalar)
+"""What has sites: a vector or a scalar, in and out alike."""
 
 
 def vector_of(x: Any, what: str) -> Vector:
@@ -30,13 +33,25 @@ def vector_of(x: Any, what: str) -> Vector:
     raise failure(what, f"{x!r} is no vector of the program", remedy)
 
 
-def _vectors(xs: Any, what: str) -> list[Vector]:
+def _together(xs: Any, what: str) -> list[Vector] | list[Scalar]:
+    """Operands of one arrangement: vectors, or scalars with numbers among them."""
     if not isinstance(xs, Sequence | Traced):
-        raise failure(what, f"{xs!r} is no list of vectors", "give a list of traced vectors")
-    vectors = [vector_of(x, what) for x in xs]
-    if not vectors:
-        raise failure(what, "there is no vector in the list", "give at least one traced vector")
-    return vectors
+        raise failure(what, f"{xs!r} is no list of vectors", "give a list of traced vectors, or of scalars")
+    values = list(xs)
+    if not values:
+        raise failure(what, "there is no vector in the list", "give at least one traced vector or scalar")
+    first = next((x for x in values if isinstance(x, Scalar)), None)
+    if first is None:
+        return [vector_of(x, what) for x in values]
+    if any(isinstance(x, Vector) for x in values):
+        raise failure(what, "vectors and scalars stand in one list", "arrange vectors alone, and scalars alone")
+    return scalars_of(first.builder, values, what)
+
+
+def _arranged(xs: list[Vector] | list[Scalar], rearrange: Callable[..., np.ndarray], text: str) -> Any:
+    """One Gather of vectors, or the same of scalars."""
+    vectors, scalars = [x for x in xs if isinstance(x, Vector)], [x for x in xs if isinstance(x, Scalar)]
+    return gather(vectors, rearrange, text) if vectors else taken(scalars, rearrange, text)
 
 
 def _axes(x: Vector, axis: int | Sequence[int] | None, what: str) -> tuple[int, ...]:
@@ -52,32 +67,51 @@ def _axis(axis: Any, what: str) -> int:
     return int(axis)
 
 
-def reshape(x: Vector, sites: int | Sequence[int]) -> Vector:
-    """The same vectors with another shape of sites; one entry may be -1.
+def reshape(x: AnySites, sites: int | Sequence[int]) -> AnySites:
+    """The same vectors, or scalars, with another shape of sites; one entry may be -1.
 
     **Raises:** `ProgramError` for a shape of another size.
     """
-    x = vector_of(x, "reshape(x, …)")
     shape: tuple[Any, ...] = tuple(sites) if isinstance(sites, tuple | list) else (sites,)
-    return gather([x], lambda source: source.reshape(shape), f"reshape({{}}; {' × '.join(map(str, shape))})")
+    text = f"reshape({{}}; {' × '.join(map(str, shape))})"
+    return _arranged(_together([x], "reshape(x, …)"), lambda source: source.reshape(shape), text)
 
 
-def stack(xs: Sequence[Vector], axis: int = 0) -> Vector:
-    """Vectors of equal sites along a new site axis.
+def transpose(x: AnySites, axes: Sequence[int] | None = None) -> AnySites:
+    """The site axes of a vector or scalar in another order, y[i, j] = x[j, i]; in reverse by default.
+
+    Axis k of the result is axis axes[k] of x, as `numpy.transpose` has it. The wide axis stays last: what is transposed
+    are sites. The transpose of a weight is `W.T`.
+
+    **Raises:** `ProgramError` for axes that are not each site axis once.
+    """
+    xs = _together([x], "transpose(x)")
+    b, own = xs[0].builder, xs[0].sites
+    order = range(len(own))[::-1] if axes is None else axes
+    what = f"transpose(x, {axes!r})"
+    places = site_axes(b, what, "axes", order, own)
+    if len(places) != len(own):
+        b.fail(what, f"axes={axes!r} names {len(places)} of the {len(own)} site axes {own}", "name each axis once")
+    text = "transpose({})" if axes is None else f"transpose({{}}; {', '.join(map(str, places))})"
+    return _arranged(xs, lambda source: source.transpose(places), text)
+
+
+def stack(xs: Sequence[AnySites], axis: int = 0) -> AnySites:
+    """Vectors of equal sites along a new site axis; or scalars, numbers among them.
 
     **Raises:** `ProgramError` for vectors of different widths or sites, an axis that is none, an empty list.
     """
     text = "stack({})" if _axis(axis, "stack") == 0 else f"stack({{}}; axis {axis})"
-    return gather(_vectors(xs, "stack(…)"), lambda *sources: np.stack(sources, axis), text)
+    return _arranged(_together(xs, "stack(…)"), lambda *sources: np.stack(sources, axis), text)
 
 
-def concat(xs: Sequence[Vector], axis: int = 0) -> Vector:
-    """Vectors laid end to end along a site axis.
+def concat(xs: Sequence[AnySites], axis: int = 0) -> AnySites:
+    """Vectors laid end to end along a site axis; or scalars, arrays of numbers among them.
 
     **Raises:** `ProgramError` for vectors of different widths, sites that do not fit, an axis that is none, no vector.
     """
     text = "concat({})" if _axis(axis, "concat") == 0 else f"concat({{}}; axis {axis})"
-    return gather(_vectors(xs, "concat(…)"), lambda *sources: np.concatenate(sources, axis), text)
+    return _arranged(_together(xs, "concat(…)"), lambda *sources: np.concatenate(sources, axis), text)
 
 
 def sum(x: Vector, axis: int | Sequence[int] | None = None) -> Vector:

@@ -7,21 +7,19 @@ expression read by a Nonlin, a Moment or an output.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.functions.frozen import freeze
-from tensorprog.ir import Coef, Dim, IntArray, LinComb, ScalarFn, ScalarRef, ScalarType, Sites, VectorType
+from tensorprog.ir import Coef, Dim, IntArray, LinComb, ScalarFn, ScalarRef, ScalarType, Sites, Taken, VectorType
 from tensorprog.program import is_concrete
 from tensorprog.tracing.builder import Builder, failure, is_number
 from tensorprog.tracing.calls import broadcast, function_name, nonlin_at, same_builder, same_space
-from tensorprog.tracing.indexing import gather_at, index_text
+from tensorprog.tracing.indexing import gather_at, index_text, positions
 from tensorprog.tracing.traced import AnyScalar, AnyVector, Traced
 
 
@@ -80,14 +78,7 @@ class Scalar(AnyScalar):
 
     def rearranged(self, rearrange: Callable[[np.ndarray], Any], text: str) -> Scalar:
         """The scalar at other places of its array: `rearrange` maps an array of positions; `text` prints it."""
-        try:
-            source = rearrange(np.arange(math.prod(self.sites)).reshape(self.sites))
-        except (IndexError, ValueError, TypeError) as error:
-            self.builder.fail(
-                text.replace("{}", "θ"), f"sites of shape {self.sites}: {error}",
-                "count the site axes of the scalar from 0",
-            )  # fmt: skip
-        return _scalar_fn(self.builder, Taken(IntArray.of(np.asarray(source)), text), self)
+        return taken([self], rearrange, text)
 
     def ref(self) -> ScalarRef:
         """The scalar as one operand."""
@@ -244,15 +235,19 @@ def _merge(builder: Builder, terms: tuple[tuple[Coef, int], ...], sites: Sites) 
 # ---- scalars
 
 
-@dataclass(frozen=True)
-class Taken:
-    """The function of an array that rearranges its entries, as an index does; prints like that index."""
-
-    source: IntArray
-    name: str = field(compare=False)
-
-    def __call__(self, array: Any) -> Any:
-        return jnp.reshape(array, -1)[self.source.array]
+def taken(xs: Sequence[Scalar], rearrange: Callable[..., Any], text: str) -> Scalar:
+    """A scalar whose sites are those of `xs`, rearranged, as `gather` makes vectors."""
+    builder = xs[0].builder
+    same_builder(builder, *xs)
+    try:
+        source = np.asarray(rearrange(*positions([x.sites for x in xs])))
+    except (IndexError, ValueError, TypeError) as error:
+        shapes = ", ".join(str(x.sites) for x in xs)
+        builder.fail(
+            text.replace("{}", ", ".join("θ" for _ in xs)), f"sites of shape {shapes}: {error}",
+            "count the site axes of the scalar from 0",
+        )  # fmt: skip
+    return _scalar_fn(builder, Taken(IntArray.of(source), text), *xs)
 
 
 def _is_zero(value: Any) -> bool:
