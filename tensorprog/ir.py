@@ -302,10 +302,14 @@ class Moment(ScalarResult):
 
 @dataclass(frozen=True)
 class Inner(ScalarResult):
-    """S[i, j] = (1/n) Σ_α x[i]_α y[j]_α for all pairs of sites; of inputs, over their features."""
+    """S[h, i, j] = (1/n) Σ_α x[h, i]_α y[h, j]_α for all pairs of sites; of inputs, over their features.
+
+    The first `shared` site axes, h, run together and are the same of both.
+    """
 
     x: int
     y: int
+    shared: int = 0
 
 
 @dataclass(frozen=True)

@@ -185,9 +185,10 @@ class Printer:
                 elif fn in _VECTORS and len(vectors) == 2 and not scalars:
                     inside = _VECTORS[fn].join(self.operand(v) for v in vectors)
                 return f"(1/{width}) Σ {inside}"
-            case Inner(x=x, y=y):
+            case Inner(x=x, y=y, shared=shared):
                 type_ = self.structure.vector(x)
-                return f"⟨{self.expression(x)}, {self.expression(y)}⟩/{type_.dim}"
+                after = f"; shared {axes_text(range(shared))}" if shared else ""
+                return f"⟨{self.expression(x)}, {self.expression(y)}{after}⟩/{type_.dim}"
             case ScalarFn(fn=fn, scalars=scalars):
                 return self.scalar_call(fn, scalars)
             case _ as never:

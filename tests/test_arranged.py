@@ -63,9 +63,46 @@ def scored_plainly(x: Any) -> Any:
     return read(tp.mean(tp.mix(tp.inner(h, h), h)))
 
 
+# ---- inner products of each head
+
+
+def heads(x: Any) -> list[Any]:
+    """Queries, keys, values of two heads over three tokens; queries meet keys in what both add to."""
+    h = hidden(x)
+    return [h + tp.weight(name, N, N, var=0.5) @ h for name in "QKV"]
+
+
+def per_head(x: Any) -> Any:
+    q, k, v = heads(x)
+    return read(tp.mean(tp.mix(tp.scalar(jax.nn.softmax, tp.inner(q, k, shared=1)), v, axis=1)))
+
+
+def per_head_of_all_pairs(x: Any) -> Any:
+    q, k, v = heads(x)
+    own = lambda s: jnp.einsum("hihj->hij", s)
+    return read(tp.mean(tp.mix(tp.scalar(jax.nn.softmax, tp.scalar(own, tp.inner(q, k))), v, axis=1)))
+
+
+def grouped(x: Any) -> Any:
+    """Two groups, each of two queries that share its keys."""
+    q, k, v = heads(x)
+    queries = tp.stack([q, q[:, ::-1]], axis=1)
+    scores = tp.inner(queries, k[:, None], shared=2)
+    return read(tp.mean(tp.mix(scores, tp.stack([v, 2 * v], axis=1), axis=2)))
+
+
+def grouped_one_by_one(x: Any) -> Any:
+    q, k, v = heads(x)
+    plain = [tp.mix(tp.inner(q[g], k[g]), v[g]) for g in (0, 1)]
+    squares = [tp.mix(tp.inner(q[g, ::-1], k[g]), 2 * v[g]) for g in (0, 1)]
+    return read(tp.mean(tp.stack([*plain, *squares])))
+
+
 CASES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "transposed sites": (mixed_transposed, mixed),
     "scalars rearranged": (scored, scored_plainly),
+    "inner products of heads": (per_head, per_head_of_all_pairs),
+    "queries in groups": (grouped, grouped_one_by_one),
 }
 
 
@@ -120,3 +157,17 @@ def test_finite_kernels_tend_to_the_limit(name: str) -> None:
 def test_the_backward_road_agrees(name: str) -> None:
     found = agreement(tp.trace(CASES[name][0], INPUT), X, samples=2**12)
     assert found, str(found)
+
+
+@pytest.mark.parametrize("fn", [lambda h: h, jnp.tanh], ids=["exact", "integrated"])
+def test_limits_of_inner_products_of_heads(fn: Any) -> None:
+    """One limit for each head and pair of tokens, those of the plain inner product's diagonal."""
+
+    def net(x: Any) -> Any:
+        h = tp.weight("W", N, N) @ tp.nonlin(fn, tp.weight("U", N, x.features) @ x) + tp.bias("b", N)
+        return tp.inner(h, h, shared=1), tp.inner(h, h), tp.inner(x, x, shared=2) * tp.moment(jnp.square, h)
+
+    each, pairs, features = tp.limit(tp.trace(net, INPUT), X).value
+    np.testing.assert_allclose(each, np.einsum("bhihj->bhij", pairs), rtol=1e-10)
+    squares = np.einsum("bhihi->bhi", pairs)
+    np.testing.assert_allclose(features, squares * np.einsum("bhif,bhif->bhi", X, X) / 4, rtol=1e-10)

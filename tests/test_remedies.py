@@ -155,6 +155,9 @@ ROWS: list[tuple[str, Callable[[], Any], tuple[Callable[[], Any], ...]]] = [
       of(lambda t, x: out(tp.sum(t * wide(x))), tp.Data(2), SITES))),
     ("give an array (I, J), a scalar with sites, or tp.Data", of(lambda x: tp.mix("A", wide(x)), SITES),
      (of(lambda x: out(tp.sum(tp.mix([[1, 2], [3, 4]], wide(x)))), SITES),)),
+    ("to the front with tp.transpose, in one order",
+     of(lambda x, y: tp.inner(wide(x), wide(y, "V"), shared=1), tp.Input(2, 4, 3), tp.Input(4, 2, 3)),
+     (of(lambda x, y: tp.inner(wide(x), tp.transpose(wide(y, "V")), shared=1), tp.Input(2, 4, 3), tp.Input(4, 2, 3)),)),
     # functions
     ("tp.nonlin(fn, x, over=0) for one of a whole site axis", of(lambda x: jnp.tanh(wide(x))),
      (of(lambda x: out(tp.nonlin(jnp.tanh, wide(x)))),

@@ -90,6 +90,13 @@ VALUES: dict[str, tuple[Body, Callable[[np.ndarray], Any]]] = {
         lambda h: np.concatenate([2 * M, A[:, 0, 1:]], 1)[..., None] * h[:, 0, :1],
     ),
     "inner of all pairs": (lambda e: tp.inner(e.h, e.s), lambda h: np.einsum("bstn,buvn->bstuv", h, np.tanh(h)) / N),
+    "inner of each site of the first axis": (
+        lambda e: tp.inner(e.h, e.s, shared=1), lambda h: np.einsum("bstn,bsvn->bstv", h, np.tanh(h)) / N
+    ),
+    "inner of broadcast heads": (
+        lambda e: tp.inner(e.h[:1], e.s[:, ::2], shared=1),
+        lambda h: np.einsum("btn,bsvn->bstv", h[:, 0], np.tanh(h)[:, :, ::2]) / N,
+    ),
     "inner of an input": (lambda e: tp.inner(e.x[0], e.x[1]) * e.h[:, None], pairs_of_inputs),
     "a mask": (lambda e: e.m * e.h, lambda h: M[:, None, :, None] * h),
     "arithmetic of data": (
@@ -254,6 +261,7 @@ def last(body: Body) -> str:
         (lambda e: e.W @ tp.mix(e.a * e.m, e.s[0]), "W mix(a m, s1[0])"),
         (lambda e: tp.mix(B[0], e.s, 1), "mix(array(2 × 3), s1)"),
         (lambda e: e.m * e.s, "m s1"),
+        (lambda e: tp.inner(e.h[0], e.h[1], shared=1) * e.h, "c1 g1"),
         (lambda e: tp.transpose(e.a) * e.s[0], "transpose(a) s1[0]"),
         (lambda e: tp.reshape(e.m + 1, (3, 1)) * e.s[0], "reshape(m + 1; 3 × 1) s1[0]"),
         (lambda e: tp.stack([e.m, e.a[0]], 1)[0] * e.s[0, 0], "stack(m, a[0]; axis 1)[0] s1[0, 0]"),
@@ -346,6 +354,10 @@ REFUSED: list[tuple[Body, tuple[str, ...]]] = [
     (lambda e: tp.sum(e.h, axis=(0, -2)), ("axis=(0, -2) names an axis twice",)),
     (lambda e: tp.nonlin(jnp.max, e.h, over=True), ("over=True names a site axis",)),
     (lambda e: np.ones((3, 3)) @ e.h, ("tp.mix(A, x)",)),
+    (lambda e: tp.inner(e.h, e.s, shared=3), ("2 and 2 site axes, (2, 3) and (2, 3)", "from 0 to 2")),
+    (lambda e: tp.inner(e.h, e.s, shared=True), ("shared=True", "from 0 to 2")),
+    (lambda e: tp.inner(e.h, e.s, shared=(0,)), ("shared=(0,)", "from 0 to 2")),
+    (lambda e: tp.inner(e.h, tp.transpose(e.h), shared=1), ("(2, 3) and (3, 2) do not broadcast", "tp.transpose")),
     (lambda e: tp.transpose(e.h, (0,)), ("axes=(0,) names 1 of the 2 site axes (2, 3)",)),
     (lambda e: tp.transpose(e.a, (0, 0)), ("axes=(0, 0) names an axis twice",)),
     (lambda e: tp.transpose(e.a, (0, 2)), ("axes=(0, 2) names a site axis that sites (3, 3) do not have",)),

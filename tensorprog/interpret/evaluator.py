@@ -115,8 +115,8 @@ class Evaluator(ABC):
                 return self.nonlin(nonlin)
             case Moment() as moment:
                 return self.moment(moment)
-            case Inner(x=x, y=y):
-                return self.inner(values[x], values[y], structure.vector(x))
+            case Inner(x=x, y=y, shared=shared):
+                return self.inner(values[x], values[y], structure.vector(x), shared)
             case ScalarFn(fn=fn, numbers=numbers, scalars=scalars):
                 arguments = [self.scalar(s) for s in scalars]
                 return jnp.asarray(fn(*arguments, numbers=tuple(self.number(n) for n in numbers)), self.dtype)
@@ -139,9 +139,11 @@ class Evaluator(ABC):
         values = self.pointwise(moment.fn, moment.numbers, moment.vectors, moment.scalars, None)
         return self.mean(values, self.structure.vector(moment.vectors[0]).dim)
 
-    def inner(self, x: Array, y: Array, type_: VectorType) -> Array:
+    def inner(self, x: Array, y: Array, type_: VectorType, shared: int) -> Array:
         """All pairs of sites of two vectors: their average product over the wide axis, over the features of inputs."""
-        return jnp.tensordot(x, y, (-1, -1), precision=jax.lax.Precision.HIGHEST) / x.shape[-1]
+        left, right = (a.reshape(*a.shape[:shared], math.prod(a.shape[shared:-1]), a.shape[-1]) for a in (x, y))
+        pairs = jnp.matmul(left, jnp.swapaxes(right, -1, -2), precision=jax.lax.Precision.HIGHEST) / x.shape[-1]
+        return pairs.reshape(*x.shape[:-1], *y.shape[shared:-1])
 
     def pointwise(
         self,

@@ -82,7 +82,7 @@ class Limit(Evaluator):
         type_, left, right = self.structure.vector(x), self.values[x], self.values[y]
         if type_.space == "output":
             return jnp.tensordot(left, right, (-1, -1), precision=HIGHEST)
-        return self.inner(left, right, type_)
+        return self.inner(left, right, type_, 0)
 
     def run(self, positions: list[int]) -> dict[int, Array]:
         for self.position in positions:
@@ -99,11 +99,13 @@ class Limit(Evaluator):
     def ones(self, dim: Dim) -> Array:
         return jnp.ones(dim, self.dtype) if isinstance(dim, int) else self.spaces[dim].one
 
-    def inner(self, x: Array, y: Array, type_: VectorType) -> Array:
+    def inner(self, x: Array, y: Array, type_: VectorType, shared: int) -> Array:
         if not isinstance(type_.dim, str):
-            return super().inner(x, y, type_)
-        pairs = self.spaces[type_.dim].inner(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]))
-        return pairs.reshape(*x.shape[:-1], *y.shape[:-1])
+            return super().inner(x, y, type_, shared)
+        together = math.prod(x.shape[:shared])
+        flat = (a.reshape(together, math.prod(a.shape[shared:-1]), a.shape[-1]) for a in (x, y))
+        pairs = jax.vmap(self.spaces[type_.dim].inner)(*flat)
+        return pairs.reshape(*x.shape[:-1], *y.shape[shared:-1])
 
     def bias(self, bias: Bias) -> Array:
         assert isinstance(bias.dim, str), "a readout's bias is no vector of a limit"

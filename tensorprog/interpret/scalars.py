@@ -156,9 +156,12 @@ class Scalars:
                 out = self._new("scalar", ref, size)
                 ask.same.emit(DataEq(out, index, np.arange(size)), -1)
                 return out
-            case Inner(x=x, y=y):
-                pu, pv = (p.reshape(-1) for p in np.indices((linear.size(x), linear.size(y))))
-                return ask.second_moment(ask.same, x, y, pu, pv)
+            case Inner(x=x, y=y, shared=shared):
+                together = math.prod(linear.sites(x)[:shared])
+                pu = np.arange(linear.size(x)).reshape(together, -1, 1)
+                pv = np.arange(linear.size(y)).reshape(together, 1, -1)
+                pu, pv = np.broadcast_arrays(pu, pv)
+                return ask.second_moment(ask.same, x, y, pu.reshape(-1), pv.reshape(-1))
             case Moment(fn=fn, vectors=(x, y), scalars=()) if fn == _PRODUCT:
                 own = (linear.broadcast(v, linear.sites(ref)) for v in (x, y))
                 return ask.second_moment(ask.same, x, y, *own)

@@ -166,8 +166,8 @@ class Run:
                 return drawn(self.nonlin(fn, numbers, vectors, scalars, over), sites)
             case Moment(fn=fn, numbers=numbers, vectors=vectors, scalars=scalars):
                 return self.nonlin(fn, numbers, vectors, scalars, None, tangents=False).values.mean(-1)
-            case Inner(x=x, y=y):
-                return self.inner(values[x], values[y])
+            case Inner(x=x, y=y, shared=shared):
+                return self.inner(values[x], values[y], shared)
             case ScalarFn(fn=fn, numbers=numbers, scalars=scalars):
                 return self.scalar_fn(fn, numbers, [self.scalar(s) for s in scalars])
             case _ as never:
@@ -256,12 +256,15 @@ class Run:
         )
         return Atom(*_with_tangent(fn, held, values, moving, scalar, axes, self.dtype))
 
-    def inner(self, x: Vector, y: Vector) -> Array:
+    def inner(self, x: Vector, y: Vector, shared: int) -> Array:
         left, right = (self.draw(v).values for v in (x, y))
-        size = max(len(left), len(right))
-        flat = [jnp.broadcast_to(a, (size, *a.shape[1:])).reshape(size, -1, a.shape[-1]) for a in (left, right)]
-        pairs = jnp.einsum("bim,bjm->bij", *flat, precision=HIGHEST) / left.shape[-1]
-        return pairs.reshape(size, *x.sites, *y.sites)
+        size, together = max(len(left), len(right)), math.prod(x.sites[:shared])
+        flat = [
+            jnp.broadcast_to(a, (size, *a.shape[1:])).reshape(size, together, math.prod(a.shape[1 + shared : -1]), -1)
+            for a in (left, right)
+        ]
+        pairs = jnp.einsum("bhim,bhjm->bhij", *flat, precision=HIGHEST) / left.shape[-1]
+        return pairs.reshape(size, *x.sites, *y.sites[shared:])
 
     def scalar_fn(self, fn: Function, numbers: Any, scalars: list[Array]) -> Array:
         """fn sees the whole arrays of one example."""

@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from tensorprog.errors import Line, ProgramError, problem
 from tensorprog.gia import depends_on_average, reached
 from tensorprog.ir import (
@@ -40,7 +42,7 @@ from tensorprog.tracing.calls import (
     take,
 )
 from tensorprog.tracing.traced import Traced
-from tensorprog.tracing.values import Scalar, Vector, scalars_of
+from tensorprog.tracing.values import Scalar, Vector, repeated, scalars_of
 
 
 def moment(fn: Callable[..., Any], *vectors: Vector, scalars: Sequence[Any] = ()) -> Scalar:
@@ -60,12 +62,15 @@ def moment(fn: Callable[..., Any], *vectors: Vector, scalars: Sequence[Any] = ()
     return Scalar(b, Coef(1.0, (position,)), sites)
 
 
-def inner(x: Vector, y: Vector) -> Scalar:
+def inner(x: Vector, y: Vector, *, shared: int = 0) -> Scalar:
     """S[i, j] = (1/n) Σ_α x[i]_α y[j]_α for all pairs of sites, a scalar with sites (*x.sites, *y.sites): scores.
 
-    Of two inputs it is over their features, and known without a network.
+    The first `shared` site axes run together in place of all pairs, S[h, i, j] = (1/n) Σ_α x[h, i]_α y[h, j]_α: heads
+    of an attention. They broadcast as in NumPy, so that groups of queries share keys, x (groups, each, tokens) with
+    y (groups, 1, tokens). Of two inputs it is over their features, and known without a network.
 
-    **Raises:** `ProgramError` for what are no two vectors of one width, and for readouts.
+    **Raises:** `ProgramError` for what are no two vectors of one width, for readouts, and for shared axes that the
+    vectors do not have or that do not broadcast.
     """
     what = "inner(x, y)"
     b = builder(what)
@@ -76,14 +81,34 @@ def inner(x: Vector, y: Vector) -> Scalar:
     same_kind(x, y, "beside, in inner:")
     if x.type.space == "output":
         b.fail(what, *readout_inside(x, "give hidden vectors"))
+    x, y = _heads(x, y, shared)
     positions = x.position(), y.position()
     for position in positions:
         if isinstance(b.instructions[position], MatMul | LinComb) and x.type.space == "wide":
             b.give_name(position, "g")
-    sites = (*x.sites, *y.sites)
-    position = b.emit(Inner(*positions), ScalarType(sites))
+    sites = (*x.sites, *y.sites[shared:])
+    position = b.emit(Inner(*positions, int(shared)), ScalarType(sites))
     b.give_name(position, "c")
     return Scalar(b, Coef(1.0, (position,)), sites)
+
+
+def _heads(x: Vector, y: Vector, shared: Any) -> tuple[Vector, Vector]:
+    """Two vectors whose first `shared` site axes are the same."""
+    what, b = f"inner(x, y, shared={shared!r})", x.builder
+    rank = min(len(x.sites), len(y.sites))
+    if isinstance(shared, bool) or not isinstance(shared, int | np.integer) or not 0 <= shared <= rank:
+        b.fail(
+            what, f"the vectors have {len(x.sites)} and {len(y.sites)} site axes, {x.sites} and {y.sites}",
+            f"give the number of first site axes that run together, from 0 to {rank}",
+        )  # fmt: skip
+    try:
+        together = np.broadcast_shapes(x.sites[:shared], y.sites[:shared])
+    except ValueError:
+        b.fail(
+            what, f"the first {shared} axes of sites {x.sites} and {y.sites} do not broadcast",
+            "bring the axes that run together to the front with tp.transpose, in one order",
+        )  # fmt: skip
+    return repeated(x, (*together, *x.sites[shared:])), repeated(y, (*together, *y.sites[shared:]))
 
 
 def scalar(fn: Callable[..., Any], *scalars: Any) -> Scalar:

@@ -331,6 +331,11 @@ def nonlin(
     return Vector(first.builder, type_, ((Coef(), position),))
 
 
+def repeated(x: Vector, sites: Sites) -> Vector:
+    """A vector broadcast to more sites."""
+    return gather([x], lambda source: np.broadcast_to(source, sites), f"repeat({{}}; {' × '.join(map(str, sites))})")
+
+
 def gather(xs: Sequence[Vector], rearrange: Callable[..., np.ndarray], text: str) -> Vector:
     """A vector whose sites are those of `xs`, rearranged: `rearrange` maps arrays of positions to one array."""
     position, type_ = gather_at(xs, rearrange, text)

@@ -144,8 +144,8 @@ class Backward:
                 self.nonlin_over(position, instruction, dy)
             case Moment(fn=fn, numbers=numbers, vectors=vectors, scalars=scalars):
                 self.moment(fn, numbers, vectors, scalars, dy)
-            case Inner(x=x, y=y):
-                self.inner(x, y, dy)
+            case Inner(x=x, y=y, shared=shared):
+                self.inner(x, y, shared, dy)
             case ScalarFn() as instruction:
                 self.scalar_fn(instruction, dy)
             case _ as never:
@@ -293,13 +293,14 @@ class Backward:
             if isinstance(ref, int) and self.is_average(ref):
                 self.add(ref, self.average(slope(fn, index, count), numbers, own, refs) * dy)
 
-    def inner(self, x: int, y: int, dy: Scalar) -> None:
-        """S[i, j] = ⟨x[i], y[j]⟩/n."""
+    def inner(self, x: int, y: int, shared: int, dy: Scalar) -> None:
+        """S[h, i, j] = ⟨x[h, i], y[h, j]⟩/n."""
         left, right = (self.replay.values[v] for v in (x, y))
         if left.type.space == "input":
             return
-        start, here, there = len(self.lead), len(left.sites), len(right.sites)
-        self.add(x, summed(right * dy, tuple(range(start + here, start + here + there))))
+        start, here, there = len(self.lead) + shared, len(left.sites) - shared, len(right.sites) - shared
+        row = reshaped(right, (*right.sites[:shared], *(1,) * here, *right.sites[shared:]))
+        self.add(x, summed(row * dy, tuple(range(start + here, start + here + there))))
         column = reshaped(left, (*left.sites, *(1,) * there))
         self.add(y, summed(column * dy, tuple(range(start, start + here))))
 

@@ -38,7 +38,7 @@ from tensorprog.ir import (
     VectorType,
 )
 from tensorprog.tracing.builder import Builder
-from tensorprog.tracing.values import Scalar, Vector, gather
+from tensorprog.tracing.values import Scalar, Vector, gather, repeated
 
 
 class Operator:
@@ -92,12 +92,7 @@ def expanded(x: Any, sites: Sites) -> Any:
         return x
     if isinstance(x, Scalar):
         return scalar_fn(x.builder, partial(jnp.broadcast_to, shape=sites), x)
-    return gather([x], lambda source: np.broadcast_to(source, sites), f"repeat({{}}; {' × '.join(map(str, sites))})")
-
-
-def diagonal(pairs: jax.Array, rank: int) -> jax.Array:
-    """(B, *S, B, *T) -> (B, *S, *T)."""
-    return jnp.moveaxis(jnp.diagonal(pairs, axis1=0, axis2=rank + 1), -1, 0)
+    return repeated(x, sites)
 
 
 class Replay:
@@ -205,8 +200,8 @@ class Replay:
                 sites = (*self.lead, *type_.sites) if leads else type_.sites
                 new = Moment(fn, numbers, tuple(v.position() for v in own), tuple(s.ref() for s in refs))
                 return scalar_of(b, b.emit(new, ScalarType(sites))), leads
-            case Inner(x=x, y=y):
-                return self.inner(x, y)
+            case Inner(x=x, y=y, shared=shared):
+                return self.inner(x, y, shared)
             case ScalarFn(fn=fn, numbers=numbers, scalars=scalars):
                 leads = self.any_leads(scalars)
                 refs = [scalar_of(b, s) if isinstance(s, Num) else values[s] for s in scalars]
@@ -245,20 +240,15 @@ class Replay:
 
         return gather(xs, rearrange, instruction.text), True
 
-    def inner(self, x: int, y: int) -> tuple[Scalar, bool]:
+    def inner(self, x: int, y: int, shared: int) -> tuple[Scalar, bool]:
         own = [self.values[v] for v in (x, y)]
-        leads = self.any_leads((x, y))
-        if leads:
-            own = [
-                v if self.leads[p] else expanded(v, (*self.lead, *v.sites)) for p, v in zip((x, y), own, strict=True)
-            ]
-        pairs = inner_product(*own)
-        if not leads:
-            return pairs, False
-        return scalar_fn(self.builder, partial(diagonal, rank=len(own[0].sites) - 1), pairs), True
+        if not self.any_leads((x, y)):
+            return inner_product(*own, shared=shared), False
+        own = [v if self.leads[p] else expanded(v, (*self.lead, *v.sites)) for p, v in zip((x, y), own, strict=True)]
+        return inner_product(*own, shared=len(self.lead) + shared), True
 
 
-def inner_product(x: Vector, y: Vector) -> Scalar:
-    """S[i, j] = (1/n) Σ_α x[i]_α y[j]_α of all pairs of sites."""
-    instruction = Inner(x.position(), y.position())
-    return scalar_of(x.builder, x.builder.emit(instruction, ScalarType((*x.sites, *y.sites))))
+def inner_product(x: Vector, y: Vector, *, shared: int = 0) -> Scalar:
+    """S[h, i, j] = (1/n) Σ_α x[h, i]_α y[h, j]_α of all pairs of sites; the first `shared` axes, h, run together."""
+    instruction = Inner(x.position(), y.position(), shared)
+    return scalar_of(x.builder, x.builder.emit(instruction, ScalarType((*x.sites, *y.sites[shared:]))))
