@@ -50,8 +50,8 @@ _SCALARS: dict[Function, str] = {
 }
 _SUMS = (" + ", " − ")
 _RECIPROCAL = freeze(jnp.reciprocal)[0]
-COLUMN, PATCHES, SPREAD = "column({})", "patches(", "spread("
-"""How Gathers of a mix, of windows and of a transposed convolution print, by which those operations are known."""
+COLUMN, PATCHES, SPREAD, BROADCAST = "column({})", "patches(", "spread(", "{}"
+"""How Gathers of mixes, windows, transposed convolutions and broadcast sites print, by which they are known."""
 _WIDEST = 64  # a left column wider than this pushes its own line's right column only
 _MANY = 6  # operands of a stack that are written out
 
@@ -133,6 +133,8 @@ class Printer:
                 return _SCALARS.get(fn) in (*_SUMS, " / ") or fn == _RECIPROCAL
             case Nonlin(fn=fn, scalars=scalars, over=over):
                 return (fn in _VECTORS or fn == _RECIPROCAL) and not scalars and over is None
+            case Gather(xs=(x,), text=text) if text == BROADCAST:
+                return self.is_compound(x)
             case Leaf() | MatMul() | Gather() | SiteSum() | Moment() | Inner():
                 return False
             case never:
@@ -161,7 +163,7 @@ class Printer:
                 return self.sum(terms, constants)
             case Gather(xs=xs, text=text):
                 # An index belongs to a name; the functions stack(…), concat(…) have parentheses of their own.
-                own = self.expression if text.endswith(")") else self.indexed
+                own = self.expression if text.endswith(")") or text == BROADCAST else self.indexed
                 return text.replace("{}", shortened([own(x) for x in xs]))
             case SiteSum(x=x, axes=axes):
                 mixed = self.mixed(x)

@@ -98,11 +98,29 @@ def grouped_one_by_one(x: Any) -> Any:
     return read(tp.mean(tp.stack([*plain, *squares])))
 
 
+# ---- weights of sites that broadcast
+
+
+def untied(x: Any) -> Any:
+    """A matrix for each head, tokens alike; then one for each of two experts, which all read the same."""
+    h = tp.nonlin(jax.scipy.special.erf, tp.weight("H", N, N, sites=(2, 1)) @ hidden(x))
+    h = tp.nonlin(jax.nn.relu, tp.weight("E", N, N, sites=(2,)) @ h[0, :, None] + tp.bias("b", N, sites=(2,)))
+    return tp.sum(tp.weight("v", 1, N, sites=(3, 1)) @ h) / 3
+
+
+def untied_in_place(x: Any) -> Any:
+    h = tp.weight("H", N, N, sites=(2,)) @ tp.transpose(hidden(x))
+    h = tp.nonlin(jax.scipy.special.erf, h)[:, 0]
+    h = tp.nonlin(jax.nn.relu, tp.weight("E", N, N, sites=(2,)) @ tp.stack([h, h], 1) + tp.bias("b", N, sites=(2,)))
+    return tp.sum(tp.weight("v", 1, N, sites=(3,)) @ tp.transpose(h)) / 3
+
+
 CASES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "transposed sites": (mixed_transposed, mixed),
     "scalars rearranged": (scored, scored_plainly),
     "inner products of heads": (per_head, per_head_of_all_pairs),
     "queries in groups": (grouped, grouped_one_by_one),
+    "weights that broadcast": (untied, untied_in_place),
 }
 
 
@@ -118,11 +136,9 @@ def test_kernels_are_those_of_the_twin(name: str) -> None:
 def test_finite_networks_are_those_of_the_twin(name: str) -> None:
     """The same parameters, the same outputs and the same derivatives by hand and by JAX."""
     program, twin = (tp.trace(fn, INPUT) for fn in CASES[name])
-    params = tp.init(program, jax.random.key(0), 6)
-    np.testing.assert_allclose(tp.apply(program, params, X), tp.apply(twin, params, X), rtol=1e-12)
-    np.testing.assert_allclose(
-        tp.empirical.ntk(program, params, X), tp.empirical.ntk(twin, params, X), rtol=1e-11
-    )  # fmt: skip
+    params, same = (tp.init(p, jax.random.key(0), 6) for p in (program, twin))
+    np.testing.assert_allclose(tp.apply(program, params, X), tp.apply(twin, same, X), rtol=1e-12)
+    np.testing.assert_allclose(tp.empirical.ntk(program, params, X), tp.empirical.ntk(twin, same, X), rtol=1e-11)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -262,6 +262,8 @@ def last(body: Body) -> str:
         (lambda e: tp.mix(B[0], e.s, 1), "mix(array(2 × 3), s1)"),
         (lambda e: e.m * e.s, "m s1"),
         (lambda e: tp.inner(e.h[0], e.h[1], shared=1) * e.h, "c1 g1"),
+        (lambda e: tp.weight("H", e.n, e.n, sites=(2, 1)) @ e.s, "H s1"),
+        (lambda e: 2 * (tp.weight("H", e.n, e.n, sites=(3,)) @ (e.s[0, :, None] + 1)), "2 H (s1[0, :, None] + 1)"),
         (lambda e: tp.transpose(e.a) * e.s[0], "transpose(a) s1[0]"),
         (lambda e: tp.reshape(e.m + 1, (3, 1)) * e.s[0], "reshape(m + 1; 3 × 1) s1[0]"),
         (lambda e: tp.stack([e.m, e.a[0]], 1)[0] * e.s[0, 0], "stack(m, a[0]; axis 1)[0] s1[0, 0]"),

@@ -168,6 +168,25 @@ def test_a_matrix_at_each_site() -> None:
     np.testing.assert_allclose(y, np.einsum("srec,bsc->bsr", params["W"][:, :, None], h) / math.sqrt(N), rtol=1e-12)
 
 
+BROADCAST: list[tuple[tuple[int, ...], tuple[int, ...], str]] = [
+    ((4,), (), "src,c->sr"),
+    ((4,), (2, 1), "src,blc->bsr"),
+    ((2, 1), (2, 4), "slrc,stc->str"),
+    ((2, 1), (3, 2, 4), "slrc,bstc->bstr"),
+    ((1, 4), (2, 1), "lsrc,tlc->tsr"),
+    ((1, 2, 1), (3, 2, 4), "lsmrc,bstc->bstr"),
+    ((1,), (2, 4), "lrc,bsc->bsr"),
+]
+
+
+@pytest.mark.parametrize(("own", "sites", "spec"), BROADCAST)
+def test_sites_of_weights_broadcast_as_in_numpy(own: tuple[int, ...], sites: tuple[int, ...], spec: str) -> None:
+    y, _, h, params = run(lambda e: tp.weight("W", e.n, e.n, sites=own) @ e.h, sites)
+    assert params["W"].shape == (*own, N, N)
+    np.testing.assert_allclose(y, np.einsum(spec, params["W"], h) / math.sqrt(N), rtol=1e-12)
+    assert y.shape == (*np.broadcast_shapes(own, sites), N)
+
+
 POOLS = [
     ((6,), (2,), (2,), "VALID"),
     ((6,), (3,), (1,), "VALID"),
@@ -284,7 +303,10 @@ REFUSED: list[tuple[Body, tuple[str, ...]]] = [
     (lambda e: tp.conv(W(e, 3, 3), e.x), ("an input is used as a wide vector", "x.features")),
     (lambda e: tp.conv(tp.weight("W", e.n, 5, window=(3, 3)), e.x), ("features do not match",)),
     (lambda e: W(e, 3, 3) @ e.h, ("tp.conv(W, x)",)),
-    (lambda e: W(e, sites=(5,)) @ e.h, ("matrix at each of its sites (5,), the vector has sites (4, 6)",)),
+    (
+        lambda e: W(e, sites=(5,)) @ e.h,
+        ("matrix at each of its sites (5,), the vector has sites (4, 6): they do not broadcast", "x[…, None]"),
+    ),
     (lambda e: tp.pad(e.h, -1), ("pad(x, -1)", "ints from 0 on", "x[1:-1]")),
     (lambda e: tp.pad(e.h, 1.0), ("ints from 0 on",)),
     (lambda e: tp.pad(e.h, True), ("ints from 0 on",)),

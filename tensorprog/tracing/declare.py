@@ -9,11 +9,11 @@ import numpy as np
 
 from tensorprog.ir import Bias, BiasVector, Coef, Dim, MatMul, Num, Sites, VectorType, Weight
 from tensorprog.program import is_concrete
-from tensorprog.show import dimension
+from tensorprog.show import BROADCAST, dimension
 from tensorprog.tracing.builder import FIRST_STEP, Builder, Number, Width, builder, is_number
 from tensorprog.tracing.calls import readout_inside, same_builder
 from tensorprog.tracing.traced import Traced
-from tensorprog.tracing.values import Scalar, Vector
+from tensorprog.tracing.values import Scalar, Vector, gather
 
 
 class Matrix(Traced):
@@ -77,15 +77,32 @@ class Matrix(Traced):
                 f"{self.text} @ x", "a weight with a window is many matrices",
                 "use tp.conv(W, x), or tp.conv_local(W, x) where it has sites too",
             )  # fmt: skip
+        return self._at_sites(x) if self.weight.sites else self.over_windows(x)
+
+    def _at_sites(self, x: Vector) -> Vector:
+        """A matrix at each of the weight's sites, which broadcast with the vector's last ones as in NumPy.
+
+        The instruction has the weight's own sites last, so that axes along which one matrix acts go before them.
+        """
         own = self.weight.sites
-        if own and x.sites[len(x.sites) - len(own) :] != own:
+        try:
+            sites = np.broadcast_shapes(x.sites, own)
+        except ValueError:
             self.builder.fail(
                 f"{self.text} @ x",
-                f"{self.text} has a matrix at each of its sites {own}, the vector has sites {x.sites}",
-                f"declare {self.text} without sites for one matrix at every site; with a window too it is "
-                "tp.conv_local(W, x)",
+                f"{self.text} has a matrix at each of its sites {own}, the vector has sites {x.sites}: they do not "
+                "broadcast",
+                f"write x[…, None] for a site axis of {self.text} that x lacks; declare {self.text} without sites for "
+                "one matrix at every site; with a window too it is tp.conv_local(W, x)",
             )  # fmt: skip
-        return self.over_windows(x)
+        lead = len(sites) - len(own)
+        alike = [a for a in range(lead, len(sites)) if own[a - lead] == 1 != sites[a]]
+        order = [*range(lead), *alike, *(a for a in range(lead, len(sites)) if a not in alike)]
+        apart = tuple(sites[a] for a in order)
+        shape = (*apart[: lead + len(alike)], *own)
+        moved = gather([x], lambda source: np.broadcast_to(source, sites).transpose(order).reshape(shape), BROADCAST)
+        y = self.over_windows(moved)
+        return gather([y], lambda source: source.reshape(apart).transpose(np.argsort(order)), BROADCAST)
 
     def check(self, x: Vector) -> None:
         """The vector has the width or the features that this matrix reads."""
@@ -202,6 +219,10 @@ def weight(
     Declared once, it is one matrix wherever it is used (tied). An int on the left makes a readout, an int on the right
     reads the features of an input. The trained parameter is θ ~ N(0, var/scale²), W = scale·θ/√fan; `scale` defaults to
     √var. `lr` multiplies its learning rate (0 freezes it).
+
+    With `sites` it is a matrix at each of them (untied), and `W @ x` broadcasts them with the last site axes of x as
+    NumPy does: sites (heads, 1) act on x over (heads, tokens) by a matrix for each head, sites (heads,) on x[:, None]
+    over (tokens, 1).
 
     **Raises:** `ProgramError` for a name that is taken, a dimension that is none, a negative variance.
     """
