@@ -25,6 +25,8 @@ against limit.
 from tensorprog import empirical, functions, nets, predict
 from tensorprog.comparison import Comparison, TrainingComparison, compare, compare_training
 from tensorprog.errors import KernelWarning, ProgramError
+from tensorprog.importing.front import from_equinox, from_flax, from_jax
+from tensorprog.importing.heads import attention_over_d, process_heads_over_d
 from tensorprog.interpret.check import Reason, Report, check
 from tensorprog.interpret.finite import apply, init
 from tensorprog.interpret.recursion import Recursion, recursion
@@ -58,6 +60,7 @@ __all__ = [
     "TrainingComparison",
     "Width",
     "apply",
+    "attention_over_d",
     "backprop",
     "bias",
     "check",
@@ -68,6 +71,9 @@ __all__ = [
     "conv_local",
     "conv_transpose",
     "empirical",
+    "from_equinox",
+    "from_flax",
+    "from_jax",
     "functions",
     "init",
     "inner",
@@ -87,6 +93,7 @@ __all__ = [
     "patches",
     "pool",
     "predict",
+    "process_heads_over_d",
     "recursion",
     "reshape",
     "scalar",

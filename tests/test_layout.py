@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("nets",),
     ("transform",),
     ("interpret",),
-    ("accuracy", "existence", "limits", "refusals"),
+    ("accuracy", "existence", "limits", "refusals", "importing"),
     ("tiles", "stripes"),
     ("decomposition", "sampling", "assembly"),
     ("settling",),

@@ -132,6 +132,9 @@ def source(file: str | os.PathLike[str], line: int) -> Iterator[None]:
 
 def failure(instruction: str, why: str, remedy: str) -> Exception:
     """A ProgramError at the user's line; where an architecture of `nets` stands between, its line is named too."""
+    in_progress = current.get()
+    if in_progress is not None and in_progress.at is not None:  # what is written is not what stands on the stack
+        return problem(in_progress.at, instruction, why, remedy)
     user, inner = user_line(outside_package=True), user_line()
     if user is not None and inner is not None and inner != user:
         instruction = f"{instruction} (in {inner})"
@@ -260,7 +263,7 @@ class Builder:
             )  # fmt: skip
         if name in self.names:
             self.fail(what, f"{name!r} is the name of a vector or scalar", "give it another name")
-        self.parameter_lines[name] = user_line()
+        self.parameter_lines[name] = self.here()
 
     def fail(self, instruction: str, why: str, remedy: str) -> NoReturn:
         raise failure(instruction, why, remedy)

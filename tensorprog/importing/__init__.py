@@ -1,0 +1,1 @@
+"""Import: from a plain JAX function, or a model of Flax or Equinox, to a program."""
