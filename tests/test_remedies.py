@@ -100,6 +100,30 @@ def keep_foreign() -> Any:
     return of(foreign)()
 
 
+def own(f: Callable[..., Any], *inputs: Any) -> Callable[[], tp.Program]:
+    """Import f(n, params, x) with arrays U (n, 3), W (n, n), v (n,) of variance 1."""
+
+    def build(n: int, key: Any) -> Any:
+        shapes = {"U": (n, 3), "W": (n, n), "v": (n,)}
+        keys = jax.random.split(key, len(shapes))
+        drawn = {name: jax.random.normal(k, shape) for (name, shape), k in zip(shapes.items(), keys, strict=True)}
+        return (lambda p, x: f(n, p, x)), drawn
+
+    return lambda: tp.from_jax(build, *(inputs or (tp.Input(3),)), check=False)
+
+
+def attention(power: float) -> Callable[..., Any]:
+    def f(n: int, p: Any, x: Any) -> Any:
+        h = x @ p["U"].T
+        return jax.nn.softmax(h @ jnp.swapaxes(h @ p["W"], 1, 2) / n**power) @ h @ p["v"] / n**0.5
+
+    return f
+
+
+def read(n: int, p: Any, x: Any) -> Any:
+    return jnp.tanh(x @ p["U"].T) @ p["v"] / n**0.5
+
+
 ROWS: list[tuple[str, Callable[[], Any], tuple[Callable[[], Any], ...]]] = [
     # what a program is
     ("make one with tp.trace(fn, tp.Input(…))", lambda: tp.check(3), (lambda: tp.check(MLP()),)),
@@ -233,6 +257,16 @@ ROWS: list[tuple[str, Callable[[], Any], tuple[Callable[[], Any], ...]]] = [
       of(lambda x: out(tp.nonlin(lambda a: a.max(axis=0), wide(x), over=(0,))), tp.Input(4, 3)))),
     ("m = tp.moment(lambda a: a, x) and tp.nonlin(lambda a, m: a - m, x, scalars=(m,))",
      of(lambda x: out(tp.nonlin(lambda a: a - a.mean(), wide(x)))), (of(centred),)),
+    # models of other libraries
+    ("in a function of your own write q @ k.T / d", own(attention(1.0), tp.Input(2, 3)),
+     (own(attention(1.5), tp.Input(2, 3)),)),
+    ("Flax and Equinox modules go to tp.from_flax", lambda: tp.from_jax(lambda n, key: 3, tp.Input(3)), (own(read),)),
+    ("normalise the data before the network", own(lambda n, p, x: read(n, p, x / x.sum(-1, keepdims=True))),
+     (own(read),)),
+    ("give data as one tp.Data",
+     own(lambda n, p, x: read(n, p, x[0] * jnp.concatenate([x[1], x[2]], 1).sum(1)[:, None]), tp.Input(3), tp.Data(2),
+         tp.Data(2)),
+     (own(lambda n, p, x: read(n, p, x[0] * x[1].sum(1)[:, None]), tp.Input(3), tp.Data(4)),)),
 ]  # fmt: skip
 
 

@@ -28,7 +28,8 @@ def from_jax(
     The function is traced at three widths (97, 101 and 103, or multiples of them that its heads divide, or `widths`):
     what changes with the width is one, and every value carries its power of the width. `inputs` are shapes of one
     example, as `trace` takes them; f reads batches. Initial variances are those of the initialisers, exactly, or
-    `variances` {name: σ²}, entries then being independent of variance σ²·n^p as drawn. With `check` the program at one width is held against the function.
+    `variances` {name: σ²}, entries then being independent, of variance σ²·n^p as drawn. With `check` the program
+    at one width is held against the function.
 
     **Raises:** `ProgramError` at the user's line for what has no limit or no rule, with what to write instead.
 
