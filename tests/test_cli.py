@@ -143,6 +143,29 @@ def test_a_file_of_the_users(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert code == 0 and "N(0, 2/3)" in out
 
 
+def test_a_model_of_the_users(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What makes a model is imported; its keywords and mistakes are told as any function's."""
+    file = tmp_path / "model.py"
+    file.write_text(
+        "import jax\n"
+        "def build(width, key):\n"
+        "    k = jax.random.split(key)\n"
+        "    p = {'U': jax.random.normal(k[0], (3, width)), 'v': jax.random.normal(k[1], (width,))}\n"
+        "    return lambda p, x: jax.nn.relu(x @ p['U']) @ p['v'] / width**0.5, p\n"
+        "def grows(width, key):\n"
+        "    f, p = build(width, key)\n"
+        "    return lambda p, x: f(p, x) * width, p\n"
+        "def raises(width, key):\n"
+        "    return 1 / 0\n"
+    )
+    code, out, _ = run(capsys, "show", f"{file}:build", "--input", "3")
+    assert code == 0 and "relu" in out and "U n × 3" in " ".join(out.split())
+    code, out, err = run(capsys, "show", f"{file}:grows", "--input", "3")
+    assert code == 1 and "model.py:8" in err and "Traceback" not in err
+    code, out, err = run(capsys, "show", f"{file}:raises", "--input", "3")
+    assert code == 1 and "ZeroDivisionError" in err and "Traceback" not in err
+
+
 @pytest.mark.slow
 def test_compare_writes_table_and_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     picture = tmp_path / "c.png"

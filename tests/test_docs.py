@@ -42,6 +42,14 @@ def test_models_of_other_libraries(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::tensorprog.errors.KernelWarning")
+def test_the_page_of_imports_runs() -> None:
+    space: dict[str, object] = {}
+    for block in blocks(ROOT / "docs" / "import.md", "python"):
+        exec(compile(block, "docs/import.md", "exec"), space)
+
+
+@pytest.mark.slow
 def test_the_page_of_predictions_runs(capsys: pytest.CaptureFixture[str]) -> None:
     space: dict[str, object] = {}
     for block in blocks(ROOT / "docs" / "predict.md", "python"):

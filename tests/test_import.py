@@ -239,3 +239,28 @@ def test_equinox():
     program = tp.from_equinox(lambda n, key: eqx.nn.MLP(3, "scalar", n, 2, key=key), tp.Input(3))
     assert [w.name for w in program.structure.weights] == [f"layers.{k}.weight" for k in range(3)]
     assert float(program.numbers["layers.1.weight.var"]) == pytest.approx(1 / 3, rel=1e-5)
+
+
+# ---- beside the model itself
+
+
+def ntk_parameterized(n, key):
+    k = jax.random.split(key)
+    p = {"U": jax.random.normal(k[0], (n, 5)), "v": jax.random.normal(k[1], (n,))}
+    return lambda p, x: jax.nn.relu(x @ p["U"].T / 5**0.5) @ p["v"] / n**0.5, p
+
+
+def standard(n, key):
+    k = jax.random.split(key, 3)
+    draw = lambda k, *shape: jax.random.normal(k, shape) / shape[-1] ** 0.5
+    p = {"U": draw(k[0], n, 5), "W": draw(k[1], n, n) * 2**0.5, "v": draw(k[2], n)}
+    return lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["U"].T) @ p["W"].T) @ p["v"], p
+
+
+@pytest.mark.parametrize(("model", "convention"), [(ntk_parameterized, "multiplier-std"), (standard, "standard")])
+def test_models_converge_to_their_programs(model, convention):
+    program = tp.from_jax(model, tp.Input(5))
+    x = np.random.default_rng(0).standard_normal((3, 5))
+    found = tp.compare(program, x, widths=(32, 128, 512), seeds=6, finite=model, convention=convention)
+    assert "is the program" in found.checked
+    assert -0.75 < found.rate < -0.3

@@ -20,6 +20,7 @@ import numpy as np
 from tensorprog import functions
 from tensorprog.data import DIGITS, load
 from tensorprog.errors import ProgramError, bad_argument
+from tensorprog.importing.front import from_model, is_model
 from tensorprog.ir import Data, Input
 from tensorprog.nets import NETS, Net
 from tensorprog.program import Program
@@ -183,8 +184,10 @@ def _batches(net: Net, data: np.ndarray) -> np.ndarray:
 
 
 def _traced(fn: Callable[..., Any], inputs: tuple[Input | Data, ...], keywords: dict[str, Any], name: str) -> Program:
-    """The program; what a function of the user's raises is told with its line."""
+    """The program, of a function or of what makes a model; what the user's code raises is told with its line."""
     try:
+        if name not in NETS and is_model(fn):
+            return from_model(fn, *inputs)
         return trace(fn, *inputs, **keywords)
     except ProgramError:
         raise

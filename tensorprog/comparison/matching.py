@@ -70,6 +70,8 @@ class Expected:
         if isinstance(p, Bias):
             if p.dim == 1 and not p.sites and leaf.ndim <= 1 and leaf.size != self.width:
                 leaf = leaf.reshape(-1)[:1]
+        elif p.rows == 1 and not p.sites and not p.window and leaf.ndim == 1:  # a readout written as a vector
+            leaf = leaf[None]
         elif not p.sites and leaf.ndim in (2, len(p.window) + 2):
             whole = layout.whole(p.window, self.shape[-1])
             if leaf.ndim == 2 and p.window:

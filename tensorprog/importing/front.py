@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from tensorprog.errors import Line, bad_argument
+from tensorprog.errors import Line, bad_argument, warn
 from tensorprog.importing.agreement import check_agreement
 from tensorprog.importing.laws import laws, shared_keys
 from tensorprog.importing.lowering import lowered, overridden
@@ -30,6 +31,9 @@ def from_jax(
     example, as `trace` takes them; f reads batches. Initial variances are those of the initialisers, exactly, or
     `variances` {name: σ²}, entries then being independent, of variance σ²·n^p as drawn. With `check` the program
     at one width is held against the function.
+
+    Laws that are not normal are taken as the Gaussian of equal variance; where the fan is fixed, so that no central
+    limit theorem makes them equal, a `KernelWarning` names the parameter.
 
     **Raises:** `ProgramError` at the user's line for what has no limit or no rule, with what to write instead.
 
@@ -65,7 +69,24 @@ def imported(
     made = lowered(model, found, inputs, name, line)
     if check:
         check_agreement(model, made, inputs)
+    for remark in made.remarks:
+        warn(remark)
     return made.program
+
+
+def is_model(fn: Any) -> bool:
+    """Whether a function makes a model: it asks for a `width` (or `n`), and for nothing else but a `key`."""
+    names = [p.name for p in inspect.signature(fn).parameters.values() if p.default is p.empty]
+    return names[:1] in (["width"], ["n"]) and names[1:] in ([], ["key"])
+
+
+def from_model(fn: Callable[..., Any], *inputs: Input | Data) -> Program:
+    """The program of whatever makes a model: build(width, key) -> (f, params), or makers of modules."""
+    if "key" not in inspect.signature(fn).parameters:
+        return from_flax(fn, *inputs)
+    if isinstance(fn(6 * 64, jax.random.key(0)), tuple):
+        return from_jax(fn, *inputs)
+    return from_equinox(fn, *inputs)
 
 
 def begins(fn: Any) -> Line | None:
@@ -108,7 +129,7 @@ def _linen(make: Callable[[int], Any], inputs: Sequence[Input | Data]) -> Build:
     def build(width: int, key: Any) -> tuple[Callable[[Any, Any], Any], Any]:
         module = make(width)
         x = [jax.numpy.ones((1, *i.shape), int if isinstance(i, Data) else float) for i in inputs]
-        variables = dict(module.init(key, *x))
+        variables = dict(jax.jit(module.init)(key, *x))  # op by op it takes a minute
         params = variables.pop("params")
 
         def f(params: Any, x: Any) -> Any:
