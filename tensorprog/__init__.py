@@ -36,7 +36,7 @@ from tensorprog.limits import Limit, limit
 from tensorprog.program import Program
 from tensorprog.taylor import linearize, taylor_expand
 from tensorprog.tracing.builder import Width, source
-from tensorprog.tracing.declare import bias, weight
+from tensorprog.tracing.declare import bias, entries, weight
 from tensorprog.tracing.run import inner, moment, named, scalar, trace
 from tensorprog.tracing.sites import concat, mean, mix, reshape, stack, sum, transpose
 from tensorprog.tracing.values import nonlin
@@ -71,6 +71,7 @@ __all__ = [
     "conv_local",
     "conv_transpose",
     "empirical",
+    "entries",
     "from_equinox",
     "from_flax",
     "from_jax",

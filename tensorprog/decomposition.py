@@ -22,6 +22,10 @@ from tensorprog.transform.passes import AVERAGE, Use, passes
 Array = jax.Array
 
 
+Key = tuple[str, bool]
+"""A parameter, and whether a use of the pair is transposed: of a readout, its entries."""
+
+
 @dataclass(frozen=True)
 class Terms:
     """Reads T_p of each parameter, (B, B, *S, *S) with the output's sites S.
@@ -37,13 +41,14 @@ class Terms:
     sites: int
     power: int
 
-    def __call__(self, limit: Limit) -> dict[str, Array]:
-        terms: dict[str, Array] = {}
+    def __call__(self, limit: Limit) -> dict[Key, Array]:
+        terms: dict[Key, Array] = {}
         for use in self.uses:
             for other in self.uses:
                 if use.parameter == other.parameter:
                     found = self.term(limit, use, other) * self.factor(limit, use, other)
-                    terms[use.parameter] = terms[use.parameter] + found if use.parameter in terms else found
+                    key = use.parameter, use.transposed or other.transposed
+                    terms[key] = terms[key] + found if key in terms else found
         return terms
 
     def term(self, limit: Limit, use: Use, other: Use) -> Array:
@@ -87,11 +92,13 @@ class Terms:
         structure = limit.structure
         parameter = next(p for p in structure.parameters if p.name == use.parameter)
         width = rows(parameter)
+        transposed = use.transposed + other.transposed
+        if transposed and not isinstance(parameter, Bias) and isinstance(width, int):  # the readout's entries
+            width, transposed = parameter.cols, 0
         ratios = {name: limit.number(num) for name, num in structure.widths}
         factor = jnp.ones((), limit.dtype)
         if self.power == AVERAGE and isinstance(width, str):
             factor = factor / ratios[width]
-        transposed = use.transposed + other.transposed
         if transposed and not isinstance(parameter, Bias):
             assert isinstance(width, str) and isinstance(parameter.cols, str), "transposes are between widths"
             factor = factor * (ratios[width] / ratios[parameter.cols]) ** (self.power * transposed / 2)
@@ -132,11 +139,11 @@ def backward_kernels(
     terms, errors, _ = expected(batch.program, tuple(a[None] for a in arrays), ends, read, options)
     if arrays:
         terms, errors = jax.tree.map(lambda a: a[0], (terms, errors))
-    learned = {p.name: weight for p, weight in zip(structure.parameters, weights, strict=True)}
-    law = {p.name: jnp.asarray(program.leaves[p.var.index]) for p in structure.parameters if is_readout(p)}
+    learned = {(p.name, t): w for p, w in zip(structure.parameters, weights, strict=True) for t in (False, True)}
+    law = {(p.name, False): jnp.asarray(program.leaves[p.var.index]) for p in structure.parameters if is_readout(p)}
     law = {} if made.power == AVERAGE else law
 
-    def total(values: dict[str, Array], by: dict[str, Array]) -> Array:
+    def total(values: dict[Key, Array], by: dict[Key, Array]) -> Array:
         zero = jnp.zeros_like(next(iter(values.values())))
         return sum((values[name] * by[name].astype(zero.dtype) for name in by if name in values), zero)
 

@@ -24,6 +24,8 @@ from tensorprog.ir import (
     ScalarType,
     SiteLinear,
     Structure,
+    is_entries,
+    is_readout,
     operands,
 )
 
@@ -57,10 +59,39 @@ _MEAN_READOUT = (
 )
 
 
+_OWN_READOUT = (
+    "the readout reads a vector that its own entries are added to or multiply: Σ v_α x_α/√n grows like √n where "
+    "E Z^v Z^x is not 0, and is no sampled readout where it is",
+    "declare another readout, or return the mean (1/n) Σ v_α x_α, tp.moment(lambda v, x: v * x, tp.entries(v), x)",
+)
+
+
 def readout_findings(structure: Structure) -> list[Finding]:
     """What breaks the Simple GIA Check; empty when it holds."""
     positions = (p for output in structure.outputs for p in _averages(structure, output))
-    return [Finding("simple GIA check", position, *_MEAN_READOUT) for position in dict.fromkeys(positions)]
+    found = [Finding("simple GIA check", position, *_MEAN_READOUT) for position in dict.fromkeys(positions)]
+    own = (p for p in reached(structure, structure.outputs) if _reads_own_entries(structure, p))
+    return found + [Finding("simple GIA check", position, *_OWN_READOUT) for position in own]
+
+
+def _reads_own_entries(structure: Structure, position: int) -> bool:
+    """Whether a readout's entries are in the coordinates of what it reads: behind another matrix they are not."""
+    readout = structure.instructions[position]
+    if not isinstance(readout, MatMul) or readout.transposed or not is_readout(structure.weights[readout.weight]):
+        return False
+    seen: set[int] = set()
+    stack = [readout.x]
+    while stack:
+        place = stack.pop()
+        if place in seen or isinstance(structure.types[place], ScalarType):
+            continue
+        seen.add(place)
+        instruction = structure.instructions[place]
+        if not isinstance(instruction, MatMul):
+            stack.extend(operands(instruction))
+        elif instruction.weight == readout.weight:
+            return True
+    return False
 
 
 def _averages(structure: Structure, output: int) -> list[int]:
@@ -99,10 +130,13 @@ def depends_on_average(structure: Structure, position: int) -> bool:
 
 def forward_transposes(structure: Structure, ends: tuple[int, ...] | None = None) -> list[Finding]:
     """Weights that act both as W and as Wᵀ on the way to the given instructions, the outputs by default."""
+    # A readout and its entries are no such pair: both findings of what they do together are of the readout.
     plain: dict[int, int] = {}
     transposed: dict[int, int] = {}
     for position in reached(structure, structure.outputs if ends is None else ends):
         match structure.instructions[position]:
+            case MatMul() if is_entries(structure, position):
+                pass
             case MatMul(weight=weight, transposed=True):
                 transposed.setdefault(weight, position)
             case MatMul(weight=weight):
@@ -131,7 +165,9 @@ def backward_products(structure: Structure, ends: Sequence[int]) -> list[Finding
             "program of its own and take tp.limit",
         )
         for position in reached(structure, tuple(ends))
-        if isinstance(instruction := structure.instructions[position], MatMul) and instruction.aspect
+        if isinstance(instruction := structure.instructions[position], MatMul)
+        and instruction.aspect
+        and not is_entries(structure, position)
     ]  # fmt: skip
 
 

@@ -242,7 +242,7 @@ class MatMul:
     such a product of the patches of x.
 
     The aspect is 0 in what users write. In backward passes it keeps entries of one size whatever the widths are, and
-    makes the transpose of a readout, √n vᵀ, an initial vector.
+    makes the transpose of a readout, √n vᵀ, an initial vector: the readout's entries, which `entries` is by itself.
     """
 
     weight: int
@@ -324,6 +324,16 @@ class ScalarFn(ScalarResult):
 Instruction = (
     InputVector | DataScalar | BiasVector | MatMul | LinComb | Gather | SiteSum | Nonlin | Moment | Inner | ScalarFn
 )
+
+
+def is_entries(structure: Structure, position: int) -> bool:
+    """Whether an instruction is √n vᵀ of a readout v, an initial vector."""
+    instruction = structure.instructions[position]
+    if not isinstance(instruction, MatMul) or not instruction.transposed or instruction.aspect != 1:
+        return False
+    ones = structure.instructions[instruction.x]
+    ones = structure.instructions[ones.xs[0]] if isinstance(ones, Gather) else ones  # at each of the readout's sites
+    return ones == LinComb((), (Coef(),)) and isinstance(structure.weights[instruction.weight].rows, int)
 
 
 def operands(instruction: Instruction) -> Iterator[int]:

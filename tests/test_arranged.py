@@ -115,13 +115,32 @@ def untied_in_place(x: Any) -> Any:
     return tp.sum(tp.weight("v", 1, N, sites=(3,)) @ tp.transpose(h)) / 3
 
 
+# ---- a readout that is a vector too
+
+
+def entered(x: Any) -> Any:
+    """A readout of all sites, its entries a bias of the first layer."""
+    v = tp.weight("v", 1, N, var=0.7, window=(2, 3))
+    h = tp.nonlin(jax.scipy.special.erf, tp.weight("U", N, x.features, var=1.5) @ x + tp.entries(v))
+    return tp.conv(v, tp.nonlin(jnp.square, tp.weight("W", N, N) @ h), padding="VALID")[0, 0]
+
+
+def entered_apart(x: Any) -> Any:
+    v = tp.weight("v", 1, N, var=0.7, window=(2, 3))
+    bias = tp.bias("e", N, var=0.7 / 6, sites=(2, 3))
+    h = tp.nonlin(jax.scipy.special.erf, tp.weight("U", N, x.features, var=1.5) @ x + bias)
+    return tp.conv(v, tp.nonlin(jnp.square, tp.weight("W", N, N) @ h), padding="VALID")[0, 0]
+
+
 CASES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "transposed sites": (mixed_transposed, mixed),
     "scalars rearranged": (scored, scored_plainly),
     "inner products of heads": (per_head, per_head_of_all_pairs),
     "queries in groups": (grouped, grouped_one_by_one),
     "weights that broadcast": (untied, untied_in_place),
+    "a readout's entries": (entered, entered_apart),
 }
+ALIKE = [name for name in CASES if name != "a readout's entries"]  # those whose twin has the same parameters
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -132,7 +151,7 @@ def test_kernels_are_those_of_the_twin(name: str) -> None:
     np.testing.assert_allclose(found.ntk, expected.ntk, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ALIKE)
 def test_finite_networks_are_those_of_the_twin(name: str) -> None:
     """The same parameters, the same outputs and the same derivatives by hand and by JAX."""
     program, twin = (tp.trace(fn, INPUT) for fn in CASES[name])
@@ -187,3 +206,94 @@ def test_limits_of_inner_products_of_heads(fn: Any) -> None:
     np.testing.assert_allclose(each, np.einsum("bhihj->bhij", pairs), rtol=1e-10)
     squares = np.einsum("bhihi->bhi", pairs)
     np.testing.assert_allclose(features, squares * np.einsum("bhif,bhif->bhi", X, X) / 4, rtol=1e-10)
+
+
+def test_entries_are_the_readout_s() -> None:
+    """√n of the matrix that reads: the parameter itself, times its scale, whatever the width."""
+    declared = {"plain": {}, "scaled": {"scale": 0.5}, "at sites": {"sites": (2,)}, "over a window": {"window": (3,)}}
+    for name, options in declared.items():
+        program = tp.trace(lambda o=options: tp.entries(tp.weight("v", 1, N, var=2.0, **o)))
+        params = tp.init(program, jax.random.key(0), 7)
+        scale = options.get("scale", np.sqrt(2.0)) / np.sqrt(np.prod(options.get("window", (1,))))
+        np.testing.assert_allclose(tp.apply(program, params), scale * params["v"][..., 0, :], rtol=1e-12, err_msg=name)
+        assert "= √n vᵀ" in str(program)
+
+
+def test_empirical_kernels_of_a_readout_s_entries() -> None:
+    """The covariance given all but the readout holds its entries, which are in what it reads; the NTK has both uses."""
+    program, twin = (tp.trace(fn, INPUT) for fn in CASES["a readout's entries"])
+    params = tp.init(program, jax.random.key(0), 16)
+    same = {**params, "e": params["v"][..., 0, :]}
+    np.testing.assert_allclose(tp.empirical.nngp(program, params, X), tp.empirical.nngp(twin, same, X), rtol=1e-10)
+    jacobian = jax.jacobian(lambda q: tp.apply(program, q, X))(params)
+    flat = np.concatenate([np.asarray(leaf).reshape(2, -1) for leaf in jax.tree.leaves(jacobian)], 1)
+    np.testing.assert_allclose(tp.empirical.ntk(program, params, X), flat @ flat.T, rtol=1e-10)
+
+
+def test_gradients_written_by_hand() -> None:
+    """√n ∂f/∂h of f = v·tanh(h)/√n in one program with f, its NNGP, and the NTK that both outputs have alone."""
+
+    def net(x: Any) -> Any:
+        v, h = tp.weight("v", 1, N, var=0.7), tp.weight("U", N, x.features) @ x
+        return v @ tp.nonlin(jnp.tanh, h), tp.entries(v) * tp.nonlin(jax.grad(jnp.tanh), h)
+
+    program, x = tp.trace(net, tp.Input(4)), X[:, 0, 0]
+    back = tp.backprop(tp.trace(lambda x: net(x)[0], tp.Input(4)))
+    params = tp.init(program, jax.random.key(0), 5)
+    by_hand, by_backprop = tp.apply(program, params, x)[1], tp.apply(back, params, x)[0]
+    np.testing.assert_allclose(by_hand, by_backprop, rtol=1e-12)
+    found, slopes = tp.nngp(program, x)[1], tp.nngp(tp.trace(lambda x: net(x)[1], tp.Input(4)), x)
+    gradients = np.asarray(tp.ntk_by_parameter(tp.trace(lambda x: net(x)[0], tp.Input(4)), x)["U"])
+    np.testing.assert_allclose(found, slopes, rtol=1e-12)
+    np.testing.assert_allclose(found * (x @ x.T / 4), gradients, rtol=1e-9)
+
+
+def own(x: Any) -> Any:
+    v = tp.weight("v", 1, N)
+    return v @ tp.nonlin(jnp.tanh, tp.weight("U", N, x.features) @ x + tp.entries(v))
+
+
+def test_a_readout_of_its_own_entries_is_refused() -> None:
+    """Σ v_α tanh(h_α + v_α)/√n grows like √n; its mean is a Moment, and another readout is none of this."""
+    program, x = tp.trace(own, tp.Input(4)), X[:, 0, 0]
+    assert not tp.check(program).gia
+    sizes = []
+    for width in (64, 1024):
+        one = lambda key, width=width: tp.apply(program, tp.init(program, key, width), x)
+        sizes.append(np.abs(jax.vmap(one)(jax.random.split(jax.random.key(0), 64))).mean(0))
+    assert (np.abs(sizes[1] / sizes[0] - 4) < 1).all()
+    with pytest.raises(tp.ProgramError, match="its own entries are added to") as told:
+        tp.ntk(program, x)
+    assert "tp.moment(lambda v, x: v * x, tp.entries(v), x)" in str(told.value)
+
+    def averaged(x: Any) -> Any:
+        v = tp.weight("v", 1, N)
+        h = tp.nonlin(jnp.tanh, tp.weight("U", N, x.features) @ x + tp.entries(v))
+        return tp.moment(lambda v, x: v * x, tp.entries(v), h)
+
+    program = tp.trace(averaged, tp.Input(4))
+    found = tp.limit(program, x)
+    assert (np.abs(found.value - sizes[1] / 32) < 0.02).all()
+    assert np.isfinite(tp.ntk(program, x, method="backward")).all()
+    with pytest.raises(tp.ProgramError, match=r"entries\(v\)[\s\S]*v = tp.bias\('v', n\)"):
+        tp.sgd_step(program, lambda f: (f**2).sum(), 0.1, batch=2)
+
+
+def test_sampled_kernels_refuse_entries() -> None:
+    steep = lambda a, b, c: jnp.tanh(a * b + c)
+
+    def net(x: Any, entries: Callable[[Any], Any]) -> Any:
+        v = tp.weight("v", 1, N)
+        a, b, c = (tp.weight(name, N, x.features) @ x for name in "ABC")
+        h = tp.nonlin(steep, a, b, c + entries(v))
+        return v @ tp.nonlin(jnp.tanh, tp.weight("W", N, N) @ h)
+
+    x = X[:, 0, 0]
+    with pytest.raises(tp.ProgramError, match=r"entries\(v\)[\s\S]*no rule") as told:
+        tp.nngp(tp.trace(net, tp.Input(4), entries=tp.entries), x)
+    assert "take tp.kernels(program, x, method='backward'), or declare the vector apart" in str(told.value)
+    program, apart = (tp.trace(net, tp.Input(4), entries=e) for e in (tp.entries, lambda v: tp.bias("b", N)))
+    backward = tp.kernels(program, x, method="backward", error=True, samples=4096)
+    apart = tp.kernels(apart, x, error=True, samples=4096)
+    assert (np.abs(backward.nngp - apart.nngp) <= 4 * (backward.error.nngp + apart.error.nngp)).all()
+    assert (np.abs(backward.ntk - apart.ntk) <= 4 * (backward.error.ntk + apart.error.ntk)).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import replace
 from typing import Any
 
@@ -200,6 +201,23 @@ def test_listing_reads_like_a_paper() -> None:
         assert line in lines, text
 
 
+def entries(x: Any) -> Any:
+    """A readout whose own entries it reads, so that the terms of both its uses and the one across count."""
+    n = tp.Width("n")
+    v = tp.weight("v", 1, n, var=1.4, window=(2,))
+    h = tp.nonlin(jnp.tanh, tp.weight("U", n, x.features) @ x + tp.entries(v))
+    return tp.conv(v, h, padding="VALID")[0]
+
+
+def mean_of_entries(x: Any) -> Any:
+    n = tp.Width("n")
+    v, h = tp.entries(tp.weight("v", 1, n, var=1.4, sites=(2,))), tp.weight("U", n, x.features) @ x
+    return tp.scalar(jnp.sum, tp.moment(operator.mul, v, tp.nonlin(jnp.tanh, h + v[::-1])))
+
+
+ENTRIES = {fn.__name__: tp.trace(fn, tp.Input(2, 3)) for fn in (entries, mean_of_entries)}
+
+
 class Network(_Network):
     """A finite network that is run like a limit, for what reads limits."""
 
@@ -214,12 +232,12 @@ class Network(_Network):
     "name",
     [
         "sites_of_readouts", "transposes", "average", "mean_of_transposes", "rnn_mean",
-        "cnn", "untied", "graph", "average_of_windows",
+        "cnn", "untied", "graph", "average_of_windows", "entries", "mean_of_entries",
     ],
 )  # fmt: skip
 def test_the_decomposition_is_an_identity_at_finite_width(name: str) -> None:
     """Θ = Σ over pairs of uses (left · left̄)(right · right̄), with the interpreter's factors."""
-    program, width = PROGRAMS[name], 6
+    program, width = {**PROGRAMS, **ENTRIES}[name], 6
     x = data(program, 2)
     params = tp.init(program, jax.random.key(1), width=width)
     both = passes(program, program.structure.outputs[0])
@@ -246,7 +264,8 @@ def test_the_decomposition_is_an_identity_at_finite_width(name: str) -> None:
         theta = jnp.moveaxis(theta, 1 + len(both.lead), 1)
         scale = program.numbers[f"{parameter.name}.var"] if parameter.scale is None else 4.0
         factor = width if both.power == AVERAGE else 1.0
-        np.testing.assert_allclose(scale * terms[parameter.name], factor * theta, rtol=1e-9, atol=1e-12)
+        found = sum(term for (name, _), term in terms.items() if name == parameter.name)
+        np.testing.assert_allclose(scale * found, factor * theta, rtol=1e-9, atol=1e-12)
 
 
 TWO_ROADS = ["mlp", "mlp_two_widths", *(pytest.param(n, marks=SLOW) for n in ("mlp_tied", "rnn_mean", "transformer"))]

@@ -181,6 +181,14 @@ ROWS: list[tuple[str, Callable[[], Any], tuple[Callable[[], Any], ...]]] = [
       of(lambda t, x: out(tp.sum(t * wide(x))), tp.Data(2), SITES))),
     ("give an array (I, J), a scalar with sites, or tp.Data", of(lambda x: tp.mix("A", wide(x)), SITES),
      (of(lambda x: out(tp.sum(tp.mix([[1, 2], [3, 4]], wide(x)))), SITES),)),
+    ("declare v = tp.weight('v', 1, n), and write tp.entries(v)", of(lambda x: tp.entries(wide(x))),
+     (of(lambda x: wide(x) + tp.entries(tp.weight("v", 1, N))), of(lambda x: wide(x) + tp.bias("v", N)))),
+    ("give a readout, v = tp.weight('v', 1, n)", of(lambda x: tp.entries(tp.weight("W", N, N))),
+     (of(lambda x: wide(x) + tp.entries(tp.weight("v", 1, N))),)),
+    ("declare one row at each of so many sites, v = tp.weight({}, 1, n, sites={}); its outputs are v @ x[..., None]",
+     of(lambda x: tp.entries(tp.weight("v", 3, N))),
+     (of(lambda x: tp.entries(tp.weight("v", 1, N, sites=(3,))) + wide(x)),
+      of(lambda x: tp.weight("v", 1, N, sites=(3,)) @ wide(x)[..., None]))),
     ("to the front with tp.transpose, in one order",
      of(lambda x, y: tp.inner(wide(x), wide(y, "V"), shared=1), tp.Input(2, 4, 3), tp.Input(4, 2, 3)),
      (of(lambda x, y: tp.inner(wide(x), tp.transpose(wide(y, "V")), shared=1), tp.Input(2, 4, 3), tp.Input(4, 2, 3)),)),
@@ -293,7 +301,7 @@ def test_what_a_message_proposes_works(index: int) -> None:
 ELSEWHERE = {
     "accuracy.py", "gia.py", "comparison/models.py", "predict/solving.py", "predict/training.py",
     "sklearn/gram.py", "sklearn/programs.py", "transform/sgd.py", "nets/normalised.py", "nets/sets.py",
-    "nets/convolutional.py", "nets/attention.py", "tp.check(program) judges each function",
+    "sampling/run.py", "nets/convolutional.py", "nets/attention.py", "tp.check(program) judges each function",
 }  # fmt: skip
 
 

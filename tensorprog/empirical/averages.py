@@ -24,7 +24,7 @@ from tensorprog.empirical.blocks import mirror
 from tensorprog.empirical.compiled import run
 from tensorprog.empirical.contraction import einsum
 from tensorprog.empirical.kernels import ntk
-from tensorprog.empirical.programs import OneByOne, data_of, each_output, has_copies, readout_variances
+from tensorprog.empirical.programs import OneByOne, data_of, each_output, entries_apart, has_copies, readout_variances
 from tensorprog.errors import bad_argument
 from tensorprog.ir import VectorType
 from tensorprog.program import Program
@@ -107,6 +107,8 @@ def nngp(
 def _nngp_of_program(program: Program, params: PyTree, x1: Any, x2: Any, *, batch_size: int | None) -> Any:
     x1, x2 = data_of(program, x1, x2)
     variances = readout_variances(program)
+    program, copies = entries_apart(program)
+    params = {**params, **{copy: params[name] for copy, name in copies.items() if name in params}}
 
     def kernel(f: Callable[[Any, Any], Array], type_: VectorType | None) -> Array:
         if type_ is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from tensorprog.batch import batch
 from tensorprog.interpret.finite import apply
-from tensorprog.ir import Parameter, VectorType, is_readout
+from tensorprog.ir import MatMul, Parameter, VectorType, is_entries, is_readout
 from tensorprog.program import Program, is_concrete
 
 Function = Callable[[Any, Any], Array]
@@ -62,6 +62,31 @@ def learning_rates(program: Program, params: Mapping[str, Any]) -> dict[str, Any
 def readout_variances(program: Program) -> dict[str, Any]:
     """The variance of θ for each parameter of the readouts, by name: var/scale², as `init` draws it."""
     return {p.name: _variance(program, p) for p in program.structure.parameters if is_readout(p)}
+
+
+def entries_apart(program: Program) -> tuple[Program, dict[str, str]]:
+    """The program with parameters of their own for readouts' entries, so that outputs are linear in readouts.
+
+    **Returns:** it, and of which parameter each new one is a copy.
+    """
+    structure = program.structure
+    entries = [p for p in range(len(structure.instructions)) if is_entries(structure, p)]
+    weights, instructions = list(structure.weights), list(structure.instructions)
+    copies: dict[str, str] = {}
+    for position in entries:
+        product = instructions[position]
+        assert isinstance(product, MatMul), "entries are a product"
+        own = structure.weights[product.weight]
+        name = f"{own.name}′"
+        while name in (p.name for p in structure.parameters):
+            name += "′"
+        if name not in copies:
+            copies[name] = own.name
+            weights.append(replace(own, name=name))
+        place = next(i for i, w in enumerate(weights) if w.name == name)
+        instructions[position] = replace(product, weight=place)
+    made = replace(structure, weights=tuple(weights), instructions=tuple(instructions))
+    return Program(made, program.leaves), copies
 
 
 def _variance(program: Program, parameter: Parameter) -> Array:

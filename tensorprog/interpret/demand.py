@@ -24,7 +24,6 @@ from tensorprog.interpret.terms import Terms, joined, linear_equation, outer, wh
 from tensorprog.ir import (
     BiasVector,
     Coef,
-    Dim,
     InputVector,
     Leaf,
     MatMul,
@@ -275,14 +274,16 @@ class Demand:
         With a window the mean over its offsets, each a matrix of its own; with sites 0 between different ones.
         """
         linear, weight = self.linear, self.structure.weights[w]
-        rows: Dim = weight.rows
-        assert not (transposed and (weight.window or weight.sites)), "transposes with windows are of backward passes"
-        ratio = linear.ratio(rows, weight.cols) if transposed else linear.monomials.one
+        entries = transposed and isinstance(weight.rows, int)
+        assert entries or not (transposed and (weight.window or weight.sites)), "such transposes are of backward passes"
+        ratio = linear.ratio(weight.rows, weight.cols) if transposed and not entries else linear.monomials.one
         offsets, own_sites = math.prod(weight.window), math.prod(weight.sites)
         ratio = linear.monomials.multiply(linear.monomials.add(1.0 / offsets, ()), ratio)
         var = linear.monomials.multiply(linear.monomials.add(1.0, ((weight.var.index, 0, 1),)), ratio)
-        # All offsets at once, so that moments below are asked for, and defined, together.
-        left, right = ((p[:, None] * offsets + np.arange(offsets)).reshape(-1) for p in (pu, pv))
+        if entries:  # one matrix for each of the vector's own places
+            own_sites, left, right = own_sites * offsets, pu // offsets, pv // offsets
+        else:  # all offsets at once, so that moments below are asked for, and defined, together
+            left, right = ((p[:, None] * offsets + np.arange(offsets)).reshape(-1) for p in (pu, pv))
         if linear.moving(x) or linear.moving(y):
             parts = [whole(self.second_moment(system, x, y, left, right))]
         else:
@@ -291,7 +292,7 @@ class Demand:
             parts = [self.pair(system, a, b) for a in forms[0] for b in forms[1]]
             parts += self.constant_parts(system, forms[0], forms[1], constants[0], constants[1], len(left))
         cells, coefs, seeds, factors = (t.reshape(len(pu), -1) for t in joined(parts, len(left)))
-        if weight.sites:
+        if own_sites > 1:
             alike = (pu % own_sites == pv % own_sites)[:, None]
             coefs, seeds = np.where(alike, coefs, 0), np.where(alike, seeds, 0)
         own = linear.monomials.times(coefs, ratio)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.compiling import compiled
+from tensorprog.errors import problem
 from tensorprog.functions.frozen import Function
 from tensorprog.functions.jaxprs import pushforward
 from tensorprog.interpret.spaces import HIGHEST
@@ -154,7 +155,7 @@ class Run:
             case BiasVector(bias=index):
                 return self.bias(index)
             case MatMul() as product:
-                return self.matmul(product, sites)
+                return self.matmul(position, product, sites)
             case LinComb(terms=terms, constants=constants):
                 return self.lincomb(terms, constants, sites)
             case Gather(xs=xs, source=source):
@@ -182,10 +183,15 @@ class Run:
             constant = jnp.broadcast_to(self.number(bias.mean), (1, *bias.sites))
         return Vector(bias.sites, {len(self.structure.weights) + index: Atom(own)}, constant)
 
-    def matmul(self, product: MatMul, sites: Sites) -> Vector:
+    def matmul(self, position: int, product: MatMul, sites: Sites) -> Vector:
         """A x: what the weight multiplies, the offsets of its window laid end to end."""
         weight = self.structure.weights[product.weight]
-        assert not product.aspect, "products of a backward pass are refused before"
+        if product.aspect:  # other products of a backward pass are refused before
+            raise problem(
+                self.structure.line(position), f"entries({weight.name})",
+                "kernels that are estimated from samples have no rule for a readout whose entries are a vector too",
+                "take tp.kernels(program, x, method='backward'), or declare the vector apart, tp.bias('b', n)",
+            )  # fmt: skip
         x = self.draw(self.values[product.x])
         if product.transposed:
             x = x.map(lambda a: jnp.sqrt(self.ratio(str(weight.rows), str(weight.cols))) * a)

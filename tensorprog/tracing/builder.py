@@ -162,7 +162,7 @@ class Builder:
         self.types: list[Type] = []
         self.lines: list[Line | None] = []
         self.names: list[str | None] = []
-        self.known: dict[Instruction, int] = {}
+        self.known: dict[tuple[Instruction, Type], int] = {}
         self.named: set[int] = set()  # positions whose names are the user's
         self.shapes: dict[Any, Sites] = {}  # what calls of functions return, by function and argument shapes
         self.numbers: list[str] = []
@@ -209,9 +209,9 @@ class Builder:
 
     def emit(self, instruction: Instruction, type_: Type, line: Line | None = None) -> int:
         """The position of an instruction; one that is there already is not computed twice."""
-        position = self.known.get(instruction)
+        position = self.known.get((instruction, type_))
         if position is None:
-            position = self.known[instruction] = len(self.instructions)
+            position = self.known[instruction, type_] = len(self.instructions)
             self.instructions.append(instruction)
             self.types.append(type_)
             self.lines.append(line or self.here())

@@ -10,7 +10,7 @@ import numpy as np
 from tensorprog.ir import Bias, BiasVector, Coef, Dim, MatMul, Num, Sites, VectorType, Weight
 from tensorprog.program import is_concrete
 from tensorprog.show import BROADCAST, dimension
-from tensorprog.tracing.builder import FIRST_STEP, Builder, Number, Width, builder, is_number
+from tensorprog.tracing.builder import FIRST_STEP, Builder, Number, Width, builder, failure, is_number
 from tensorprog.tracing.calls import readout_inside, same_builder
 from tensorprog.tracing.traced import Traced
 from tensorprog.tracing.values import Scalar, Vector, gather
@@ -201,6 +201,49 @@ def _one_number(b: Builder, what: str, name: str, value: Any) -> Number:
 
 def _number(b: Builder, what: str, name: str, kind: str, value: Any) -> Num:
     return b.number(f"{name}.{kind}", _one_number(b, what, kind, value), what)
+
+
+def entries(v: Matrix) -> Vector:
+    """The entries of a readout as a vector, √n vᵀ ∈ ℝⁿ: v = √n ∂f/∂x of f = v @ x, with coordinates N(0, var).
+
+    A parameter that is both read from (v @ x = Σ v_α x_α/√n) and a vector of the network (a bias, a gate, the start of
+    a gradient) is declared once, as the readout. Its sites are those of v, then the window of v.
+
+    **Raises:** `ProgramError` for what is no readout of one row. Kernels refuse a readout of a vector that its own
+    entries are added to or multiply: it grows like √n where their product has a mean.
+
+    ```python
+    >>> import jax, jax.numpy as jnp, tensorprog as tp
+    >>> def slope(x):                                    # √n ∂f/∂(U x) of f = v @ tanh(U x)
+    ...     n = tp.Width("n")
+    ...     h = tp.weight("U", n, x.features) @ x
+    ...     return tp.entries(tp.weight("v", 1, n)) * tp.nonlin(jax.grad(jnp.tanh), h)
+    >>> tp.trace(slope, tp.Input(3)) == tp.trace(slope, tp.Input(3))
+    True
+
+    ```
+    """
+    if not isinstance(v, Matrix):
+        raise failure(
+            "entries(v)", f"{v!r} is no weight of the program",
+            "declare v = tp.weight('v', 1, n), and write tp.entries(v); what tp.bias declares is a vector already",
+        )  # fmt: skip
+    weight, b = v.weight, v.builder
+    if v.transposed or not isinstance(weight.rows, int) or isinstance(weight.cols, int):
+        shape = f"{weight.name} is {dimension(weight.rows)} × {dimension(weight.cols)}"
+        b.fail(f"entries({v.text})", f"{shape}: no readout of a width", "give a readout, v = tp.weight('v', 1, n)")
+    if weight.rows != 1:
+        sites = (*weight.sites, weight.rows)
+        b.fail(
+            f"entries({v.text})", f"{weight.name} has {weight.rows} rows, and a vector of each",
+            f"declare one row at each of so many sites, v = tp.weight({weight.name!r}, 1, n, sites={sites}); its "
+            "outputs are v @ x[..., None]",
+        )  # fmt: skip
+    one = Vector(b, VectorType((), 1, "output"), (), (Coef(),))
+    ones = gather([one], lambda source: np.broadcast_to(source, weight.sites), BROADCAST)
+    type_ = VectorType((*weight.sites, *weight.window), weight.cols, "wide")
+    position = b.emit(MatMul(v.index, ones.position(), transposed=True, aspect=1), type_)
+    return Vector(b, type_, ((Coef(), position),))
 
 
 def weight(

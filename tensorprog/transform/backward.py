@@ -37,6 +37,7 @@ from tensorprog.ir import (
     Sites,
     SiteSum,
     VectorType,
+    is_entries,
 )
 from tensorprog.tracing.values import Scalar, Vector, gather
 from tensorprog.transform.replay import Replay, atom, expanded, reshaped, scalar_fn, scalar_of
@@ -127,7 +128,7 @@ class Backward:
             case InputVector() | DataScalar() | BiasVector():
                 return
             case MatMul(weight=weight, x=x, transposed=transposed, aspect=aspect):
-                if self.structure.vector(x).space != "input":
+                if self.structure.vector(x).space != "input" and not is_entries(self.structure, position):
                     product = self.replay.operators[weight].product(dy, not transposed, self.power - aspect)
                     self.add(x, product)
             case LinComb() as instruction:

@@ -34,6 +34,7 @@ from tensorprog.ir import (
     ScalarType,
     SiteLinear,
     Structure,
+    is_entries,
     verify,
 )
 from tensorprog.program import Program
@@ -191,6 +192,12 @@ def _check(structure: Structure, steps: Any, batch: Any, test: Any) -> None:
         instruction = structure.instructions[position]
         if isinstance(instruction, MatMul) and instruction.transposed:
             weight = structure.weights[instruction.weight]
+            if is_entries(structure, position):
+                raise problem(
+                    structure.line(position), f"entries({weight.name})",
+                    "steps of a readout whose entries are a vector too are written for the vector alone",
+                    f"declare it as the vector, {weight.name} = tp.bias({weight.name!r}, n)",
+                )  # fmt: skip
             if weight.rows != weight.cols:
                 raise problem(
                     structure.line(position), f"{weight.name}ᵀ between widths {weight.cols} and {weight.rows}",
