@@ -8,7 +8,6 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.monitoring
@@ -88,9 +87,9 @@ def compilations() -> Iterator[list[str]]:
     """Names of what is compiled from here on."""
     found: list[str] = []
 
-    def heard(name: str, seconds: float, **more: Any) -> None:
-        if name.endswith("backend_compile_duration"):
-            found.append(more.get("fun_name", name))
+    def heard(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event.endswith("backend_compile_duration"):
+            found.append(str(kwargs.get("fun_name", event)))
 
     jax.monitoring.register_event_duration_secs_listener(heard)
     yield found

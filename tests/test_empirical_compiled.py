@@ -35,7 +35,8 @@ def test_a_loop_of_calls_compiles_once(kernel: Any, compilations: list[str]) -> 
     def call(seed: int) -> np.ndarray:  # a new function at each call, as in a loop over models
         return np.asarray(kernel(lambda p, x: jax.nn.relu(x @ p["U"]) @ p["v"], parameters(seed)))
 
-    call(0), call(1)
+    for seed in (0, 1):
+        call(seed)
     compilations.clear()
     again = [call(seed) for seed in (2, 3)]
     assert not compilations

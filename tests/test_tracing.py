@@ -672,7 +672,8 @@ def test_the_innermost_line_holds_and_ends_with_its_block():
     structure = tp.trace(net, tp.Input(3)).structure
     lines = {name: structure.line(i) for i, name in enumerate(structure.names) if name}
     assert (str(lines["inner"]), str(lines["outer"])) == ("b:2", "a:1")
-    assert lines["after"].file == __file__
+    after = lines["after"]
+    assert after is not None and after.file == __file__
 
 
 @pytest.mark.parametrize(("file", "line"), [(3, 3), ("a", 0), ("a", "3"), ("a", True)])

@@ -103,7 +103,8 @@ class Fused:
 
 def bound(step: Step, own: Sequence[Any], dtype: Any) -> Any:
     """The step on values, whatever precision it was traced in."""
-    name, params = step.primitive, dict(step.params)
+    name = step.primitive
+    params: dict[str, Any] = dict(step.params)
     if name == "convert_element_type":
         kind = jnp.dtype(params["new_dtype"])
         return own[0].astype(dtype if jnp.issubdtype(kind, jnp.floating) else kind)

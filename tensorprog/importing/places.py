@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
 from tensorprog.importing.context import Context
 from tensorprog.importing.parameters import Parameters
 from tensorprog.importing.sizes import Sizes
-from tensorprog.importing.values import Atom, Axes, Op, Own, Par, Scal, Value, Vec, sites
+from tensorprog.importing.values import Atom, Axes, Known, Op, Own, Par, Scal, Value, Vec, sites
 from tensorprog.importing.writing import demand_split, plain_vector, write, write_scalar
 from tensorprog.tracing.sites import concat, reshape, stack
 from tensorprog.tracing.values import Vector, gather
@@ -74,7 +74,10 @@ def transpose(context: Context, x: Value, order: Sequence[int]) -> Value:
                 numbered.append(range(count, count + fixed))
                 count += fixed
             return moved(x, axes, transposed(write(context, x), [place for k in order for place in numbered[k]]))
-    raise AssertionError("numbers are transposed as they are")
+        case Known():
+            raise AssertionError("numbers are transposed as they are")
+        case never:
+            assert_never(never)
 
 
 def inserted(context: Context, x: Value, shape: Sequence[int], places: Sequence[int]) -> Value:
@@ -95,7 +98,10 @@ def inserted(context: Context, x: Value, shape: Sequence[int], places: Sequence[
             for axis, place in zip(x.axes, places, strict=True):
                 found[place] = axis
             return moved(x, tuple(found), write(context, x))
-    raise AssertionError("numbers are broadcast as they are")
+        case Known():
+            raise AssertionError("numbers are broadcast as they are")
+        case never:
+            assert_never(never)
 
 
 def _same_scalar(context: Context, x: Scal, shape: tuple[int, ...]) -> Scal:
@@ -118,7 +124,10 @@ def reshaped(context: Context, parameters: Parameters, x: Value, before: list[Si
             return _same_scalar(context, x, tuple(sizes[0] for sizes in after))
         case Vec():
             return _reshaped_vector(context, x, before, after)
-    raise AssertionError("numbers are reshaped as they are")
+        case Known():
+            raise AssertionError("numbers are reshaped as they are")
+        case never:
+            assert_never(never)
 
 
 def full_scalar(context: Context, x: Scal, sizes: Sequence[Sizes]) -> Scal:

@@ -15,7 +15,7 @@ from tensorprog.importing.context import PRODUCT, Context
 from tensorprog.importing.parameters import Parameters
 from tensorprog.importing.places import as_vector, full_scalar, full_vector, inserted, moved, transpose, transposed
 from tensorprog.importing.sizes import Sizes
-from tensorprog.importing.values import Atom, Axes, Known, Op, Own, Par, Scal, Value, Vec, own, own_axis
+from tensorprog.importing.values import Atom, Axes, Axis, Known, Op, Own, Par, Scal, Value, Vec, own, own_axis
 from tensorprog.importing.writing import averaged, demand_split, plain_vector, write_scalar
 from tensorprog.tracing.run import inner, scalar
 from tensorprog.tracing.sites import mix
@@ -55,6 +55,8 @@ def dot(context: Context, parameters: Parameters, left: Side, right: Side, param
             return _mixed(context, right, left, first=False)
         case (Scal() | Known(), Scal() | Known()):
             return _scalars(context, left, right, params)
+        case _:  # a parameter on one side, and no vector on the other
+            pass
     context.fail("a product of two parameters, and no vector", "write W @ (V @ x), a weight times a vector each time")
 
 
@@ -114,6 +116,7 @@ def _weight(context: Context, parameters: Parameters, w: Side, x: Side, *, first
         context.fail(
             f"{parameters.name(par)} has more than two axes that go to infinity", "a weight has rows and columns"
         )
+    assert cols is not None, "else it is refused above"
     rows = wide[0] if wide else free[-1] if free else None
     new = [a for a in free if a != rows]
     matrix, growth, cause = parameters.matrix(par, [*shared, *new], window, rows, cols)
@@ -124,7 +127,8 @@ def _weight(context: Context, parameters: Parameters, w: Side, x: Side, *, first
     shared_axes = [vec.axes[k] for k in x.shared]
     # The product's sites are (x's free, shared, new); its array axes are (shared, left's free, right's free).
     x_axes = [vec.axes[k] for k in rest]
-    w_axes = [tuple(own_atom if a == rows else parameters.size(par, a) for a in par.axes[k]) for k in w.free]
+    atom_of = lambda a: own_atom if own_atom is not None and a == rows else parameters.size(par, a)
+    w_axes: list[Axis] = [tuple(map(atom_of, par.axes[k])) for k in w.free]
     counts = [sum(isinstance(a, int) for axis in group for a in axis) for group in (x_axes, shared_axes, w_axes)]
     at = [list(range(sum(counts[:k]), sum(counts[: k + 1]))) for k in range(3)]
     if first:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
@@ -76,7 +76,10 @@ def sliced(context: Context, parameters: Parameters, x: Value, places: Sequence[
             return replace(x, shape=shape, s=s, op=None)
         case Par():
             return _sliced_parameter(context, parameters, x, places)
-    raise AssertionError("numbers are evaluated")
+        case Known():
+            raise AssertionError("numbers are evaluated")
+        case never:
+            assert_never(never)
 
 
 def _sliced_parameter(context: Context, parameters: Parameters, x: Par, places: Sequence[slice]) -> Value:
@@ -117,7 +120,10 @@ def without(context: Context, x: Value, axes: Sequence[int]) -> Value:
             return replace(x, shape=shape, s=write_scalar(context, x), op=None)
         case Par():
             return replace(x, axes=tuple(a for k, a in enumerate(x.axes) if k not in axes))
-    return Known(tuple(np.squeeze(np.asarray(a), tuple(axes)) for a in x.arrays))
+        case Known():
+            return Known(tuple(np.squeeze(np.asarray(a), tuple(axes)) for a in x.arrays))
+        case never:
+            assert_never(never)
 
 
 def expanded(context: Context, x: Value) -> Value:
@@ -224,9 +230,11 @@ def concatenated(
     if any(isinstance(v, Vec) for v in given):
         like = next(v for v in given if isinstance(v, Vec))
         zero = lambda v: isinstance(v, Known) and context.is_zero(v)
-        if any(not isinstance(v, Vec) and not zero(v) for v in given):
-            context.fail("vectors and numbers are laid end to end", "add numbers after the product with a weight")
-        full = [_zeros(context, like, s) if zero(v) else v for v, s in zip(given, sizes, strict=True)]
+        full: list[Vec] = []
+        for v, own in zip(given, sizes, strict=True):
+            if not isinstance(v, Vec) and not zero(v):
+                context.fail("vectors and numbers are laid end to end", "add numbers after the product with a weight")
+            full.append(v if isinstance(v, Vec) else _zeros(context, like, own))
         return joined_sites(context, full, sizes, axis)
     context.fail("scalars are laid end to end", "give data as one tp.Data")
 
@@ -296,6 +304,7 @@ def _dot(step: Reading, values: list[Value]) -> Value:
 def _reduce(step: Reading, values: list[Value]) -> Value:
     x = values[0]
     x = as_vector(step.context, step.parameters, x) if isinstance(x, Par) else x
+    assert not isinstance(x, Known), "numbers are evaluated"
     return reduced(step.context, step.name, x, tuple(step.params["axes"]), step.sizes[0])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.errors import Line
@@ -171,8 +172,9 @@ class Walk:
 
     def stack(self, rows: list[Value], sizes: Sequence[Sizes]) -> Value:
         """The values of all steps as one array."""
-        if all(isinstance(r, Known) for r in rows):
-            return Known(tuple(np.stack(a) for a in zip(*(r.arrays for r in rows))))
+        numbers = [r.arrays for r in rows if isinstance(r, Known)]
+        if len(numbers) == len(rows):
+            return Known(tuple(np.stack(a) for a in zip(*numbers, strict=True)))
         grown = [expanded(self.context, r) for r in rows]
         shape = [((1,) * len(self.context.trials), *sizes[1:]) for _ in rows]
         return concatenated(self.context, self.parameters, grown, shape, 0)
@@ -211,4 +213,4 @@ def _evaluated(jaxprs: Sequence[Any], equations: Sequence[Any], values: Sequence
 
 
 def _is_key(value: Any) -> bool:
-    return hasattr(value, "dtype") and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)

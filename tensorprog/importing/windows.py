@@ -178,8 +178,9 @@ def pooled(context: Context, name: str, x: Vec, sizes: tuple[Sizes, ...], params
     trials = (1,) * len(context.trials)
     x = full_vector(context, x, [s if k in active else trials for k, s in enumerate(sizes)])
     rest = [k for k in range(len(window)) if k not in active]
-    x = transpose(context, replace(x, v=plain_vector(context, x), op=None, leaf=None), (*rest, *active))
-    assert isinstance(x, Vec)
+    turned = transpose(context, replace(x, v=plain_vector(context, x), op=None, leaf=None), (*rest, *active))
+    assert isinstance(turned, Vec), "it was a vector"
+    x = turned
     tables = [table(sizes[k][0], window[k], strides[k], pads[k], dilation[k], spread[k]) for k in active]
     if name == "reduce_window_max" and any((t < 0).any() for t in tables):
         context.fail("a maximum over windows that reach over the edge", 'pool with padding="VALID"')
