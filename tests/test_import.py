@@ -13,6 +13,7 @@ import zoo
 from flax import nnx
 
 import tensorprog as tp
+from tensorprog.errors import KernelWarning
 from tensorprog.importing.laws import laws
 from tensorprog.nets import net
 
@@ -230,13 +231,15 @@ def test_linen():
 
 
 def test_nnx():
-    program = tp.from_flax(lambda n: Nnx(n, nnx.Rngs(0)), tp.Input(3))
+    with pytest.warns(KernelWarning, match=r"first\.kernel is not normal and its fan is fixed"):
+        program = tp.from_flax(lambda n: Nnx(n, nnx.Rngs(0)), tp.Input(3))
     assert [w.name for w in program.structure.weights] == ["first.kernel", "second.kernel", "readout.kernel"]
     assert any("relu" in line for line in listing(program))
 
 
 def test_equinox():
-    program = tp.from_equinox(lambda n, key: eqx.nn.MLP(3, "scalar", n, 2, key=key), tp.Input(3))
+    with pytest.warns(KernelWarning, match=r"layers\.0\.weight is not normal and its fan is fixed"):
+        program = tp.from_equinox(lambda n, key: eqx.nn.MLP(3, "scalar", n, 2, key=key), tp.Input(3))
     assert [w.name for w in program.structure.weights] == [f"layers.{k}.weight" for k in range(3)]
     assert float(program.numbers["layers.1.weight.var"]) == pytest.approx(1 / 3, rel=1e-5)
 

@@ -483,7 +483,7 @@ REFUSED_DECLARATIONS: list[tuple[Body, tuple[str, ...]]] = [
     (lambda e: tp.weight("Z", e.n, e.n, window=(0,)), ("window=(0,) is no shape",)),
     (lambda e: tp.bias("b", e.n, sites="a"), ("sites='a' is no shape",)),
     (lambda e: tp.weight("Z", e.n, e.n, window=(3,)) @ e.h, ("tp.conv(W, x)",)),
-    (lambda e: tp.weight("Z", e.n, e.n, sites=(3,)) @ e.h, ("tp.conv_local(W, x)",)),
+    (lambda e: tp.weight("Z", e.n, e.n, sites=(3,)) @ tp.stack([e.h] * 2), ("tp.conv_local(W, x)",)),
     (lambda e: tp.weight("Z", e.n, e.n, window=(3,)).T, ("tp.conv_transpose",)),
 ]
 
