@@ -20,7 +20,7 @@ from tensorprog.nets import net
 QUICK = ("mlp", "mlp_tied", "layernorm_mlp", "siamese")
 SAMPLED = ("gru", "lstm", "cnn_maxpool")
 BACKWARD = ("autoencoder_tied",)
-LONG = tuple(name for name in plain.NETS if name not in (*QUICK, *SAMPLED, *BACKWARD))
+LONG = ("mlp_two_widths", "resnet_mlp", "cnn_flatten", "transformer", "gcn", "unet")
 
 
 def imported(name: str, **keywords) -> tp.Program:
